@@ -1,0 +1,19 @@
+//! Leases: the right of one worker to write a session's agent events.
+
+use vaquero_types::{SessionId, WorkspaceId};
+
+/// The name of a worker, unique among those that share a store.
+pub type WorkerName = String;
+
+/// A claimed session. It stands until it expires, is released, or a later epoch begins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lease {
+    /// The session.
+    pub session: SessionId,
+    /// Its workspace.
+    pub workspace: WorkspaceId,
+    /// The generation; every append carries it and is refused once it is stale.
+    pub epoch: u64,
+    /// How often the session was claimed without progress, this claim included.
+    pub claims: u32,
+}

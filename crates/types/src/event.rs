@@ -1,0 +1,3 @@
+//! Events: what clients send and what servers write.
+
+pub mod server;

@@ -1,0 +1,24 @@
+//! What crosses the wire and what the crates share: ids, instants, resources, events, errors. Data and its checks only: no I/O, no clock reads.
+
+pub mod agent;
+pub mod clock;
+pub mod content;
+pub mod environment;
+pub mod error;
+pub mod event;
+pub mod fields;
+pub mod gate;
+pub mod id;
+pub mod record;
+pub mod session;
+pub mod thread;
+pub mod time;
+pub mod usage;
+
+pub use clock::{Clock, IdGen, RandomIds, SystemClock};
+pub use error::{ApiError, ErrorCode};
+pub use fields::{Fields, Invalid, Patch};
+pub use id::{
+    AgentId, ApiKeyId, EnvironmentId, EventId, RequestId, SessionId, ThreadId, WorkspaceId,
+};
+pub use time::Timestamp;

@@ -1,0 +1,40 @@
+//! Sessions: one run of an agent in an environment, and the status words its threads share.
+
+use serde::{Deserialize, Serialize};
+
+/// What a session or thread is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Status {
+    /// Waiting for a client: at the start, after a turn, or with calls to answer.
+    Idle,
+    /// A turn is under way or about to start.
+    Running,
+    /// A transient failure; the server tries again by itself.
+    Rescheduling,
+    /// Over: archived, or failed for good.
+    Terminated,
+}
+
+impl Status {
+    /// The wire's word.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Idle => "idle",
+            Self::Running => "running",
+            Self::Rescheduling => "rescheduling",
+            Self::Terminated => "terminated",
+        }
+    }
+
+    /// Reads the wire's word.
+    pub fn parse(word: &str) -> Option<Self> {
+        match word {
+            "idle" => Some(Self::Idle),
+            "running" => Some(Self::Running),
+            "rescheduling" => Some(Self::Rescheduling),
+            "terminated" => Some(Self::Terminated),
+            _ => None,
+        }
+    }
+}
