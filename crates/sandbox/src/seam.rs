@@ -1,0 +1,227 @@
+//! The seam between the worker and whatever makes sandboxes: traits and the plain data they pass.
+//! It must not know namespaces, containers or sockets; a provider's own words stay in the provider.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+pub use vaquero_hand::protocol::{Block, Fence, ToolResult};
+
+use crate::error::SandboxError;
+
+/// Which sandbox: a session may hold several, each with a name of its own.
+///
+/// Both parts are 1–64 characters of `A–Z a–z 0–9 _ -`; a provider refuses anything else.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct SandboxKey {
+    /// The session that owns the workspace.
+    pub session: String,
+    /// The sandbox within the session; `default` unless the session asked for more than one.
+    pub name: String,
+}
+
+impl SandboxKey {
+    /// The one sandbox a session has unless it asks for more.
+    pub fn default_of(session: impl Into<String>) -> Self {
+        Self { session: session.into(), name: "default".to_owned() }
+    }
+
+    /// Refuses a key that could not safely name a directory and a cgroup.
+    pub fn check(&self) -> Result<(), SandboxError> {
+        check_part("session", &self.session)?;
+        check_part("name", &self.name)
+    }
+}
+
+impl fmt::Display for SandboxKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.session, self.name)
+    }
+}
+
+/// Refuses a session id or sandbox name that could not safely name a directory and a cgroup.
+pub(crate) fn check_part(what: &str, part: &str) -> Result<(), SandboxError> {
+    let ok = (1..=64).contains(&part.len())
+        && part.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
+    if ok {
+        return Ok(());
+    }
+    Err(SandboxError::Invalid(format!(
+        "sandbox {what} must be 1 to 64 characters of A-Z a-z 0-9 _ -"
+    )))
+}
+
+/// What one sandbox may use. Zero never means "unlimited": every field is a number above zero.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Memory of all its processes together, page cache and tmpfs included, in bytes.
+    pub memory_bytes: u64,
+    /// Processes and threads at the same time, its PID 1 included.
+    pub pids: u32,
+    /// CPU time per second of wall time, in thousandths of one core.
+    pub cpu_millis: u32,
+    /// Size of `/tmp`, in bytes (it is memory, and counts as such). `/dev/shm` may take a quarter of it.
+    pub tmp_bytes: u64,
+    /// Soft size of the workspace, in bytes: no single file may grow past it.
+    pub workspace_bytes: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            memory_bytes: 2 << 30,
+            pids: 512,
+            cpu_millis: 2000,
+            tmp_bytes: 512 << 20,
+            workspace_bytes: 10 << 30,
+        }
+    }
+}
+
+/// How to make a sandbox that does not exist yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SandboxSpec {
+    /// The durable sandbox generation this sandbox is to be; it is never reused.
+    pub generation: u64,
+    /// The lease epoch of the worker that asks.
+    pub epoch: u64,
+    /// What it may use.
+    pub limits: Limits,
+    /// Variables for the processes in it, on top of `PATH`, `HOME`, `LANG` and `TERM`. Never secrets.
+    pub env: BTreeMap<String, String>,
+}
+
+/// What became of a call.
+#[derive(Clone, Debug, PartialEq)]
+pub enum CallState {
+    /// This generation has never heard of it: it was never started.
+    Unknown,
+    /// It runs.
+    Running,
+    /// It is over, and this is its result.
+    Finished(ToolResult),
+}
+
+/// What stands between a sandbox and the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Isolation {
+    /// Namespaces, seccomp, no new privileges; the kernel is shared.
+    Namespaces,
+    /// Nothing: tools run as the server's user on the host.
+    None,
+}
+
+/// The kernel's mechanism behind the limits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LimitsBy {
+    /// A delegated cgroup v2 subtree.
+    V2,
+    /// The v1 hierarchies for memory, pids and cpu.
+    V1,
+}
+
+/// How firmly [`Limits`] hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LimitsState {
+    /// By cgroups, for the sandbox as a whole.
+    Enforced(LimitsBy),
+    /// By rlimits per process, the namespace's own `pid_max` and the sizes of its tmpfs.
+    Degraded,
+}
+
+/// What a sandbox can reach.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Networking {
+    /// Its own loopback and nothing else.
+    None,
+    /// Whatever the host reaches: only without isolation.
+    Host,
+}
+
+/// What a provider can do, proved by its canary at start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Capabilities {
+    /// The provider's name as the operator writes it.
+    pub name: &'static str,
+    /// What stands between a sandbox and the host.
+    pub isolation: Isolation,
+    /// How firmly limits hold.
+    pub limits: LimitsState,
+    /// What a sandbox can reach.
+    pub networking: Networking,
+}
+
+/// Makes sandboxes and keeps their workspaces.
+#[async_trait]
+pub trait ComputeProvider: Send + Sync {
+    /// What this provider can do here.
+    fn capabilities(&self) -> Capabilities;
+
+    /// The sandbox of that key and generation: attached to if it lives, else made fresh around the
+    /// session's workspace. An older generation is stopped first; a newer one is [`SandboxError::StaleFence`].
+    async fn ensure(
+        &self,
+        key: &SandboxKey,
+        spec: &SandboxSpec,
+    ) -> Result<Arc<dyn Sandbox>, SandboxError>;
+
+    /// The sandbox of that key if exactly that generation still lives; `None` means it is gone for good.
+    async fn attach(
+        &self,
+        key: &SandboxKey,
+        generation: u64,
+        epoch: u64,
+    ) -> Result<Option<Arc<dyn Sandbox>>, SandboxError>;
+
+    /// Ends the sandbox with everything that runs in it. Its workspace stays. Returns when it is gone.
+    async fn stop(&self, key: &SandboxKey) -> Result<(), SandboxError>;
+
+    /// Removes every trace of a session: its sandboxes and its workspace.
+    async fn destroy(&self, session: &str) -> Result<(), SandboxError>;
+
+    /// Destroys every session that is not in `keep`; returns how many were destroyed.
+    async fn reap(&self, keep: &BTreeSet<String>) -> Result<usize, SandboxError>;
+
+    /// Lets go of the sandboxes. With `linger` they live on for the next server for a while; without
+    /// it they are ended before this returns. Workspaces stay either way.
+    async fn shutdown(&self, linger: bool);
+}
+
+/// One live sandbox. Every call is refused with [`SandboxError::StaleFence`] if a newer epoch has spoken.
+#[async_trait]
+pub trait Sandbox: Send + Sync {
+    /// The generation this sandbox was made for.
+    fn generation(&self) -> u64;
+
+    /// Runs a tool and waits for its result. Idempotent by `call_id`: a call that runs is waited
+    /// for, one that finished answers its kept result, and only an unknown one is started.
+    async fn run(
+        &self,
+        call_id: &str,
+        fence: Fence,
+        tool: &str,
+        input: &serde_json::Value,
+        timeout: Option<Duration>,
+    ) -> Result<ToolResult, SandboxError>;
+
+    /// What became of a call.
+    async fn status(&self, call_id: &str, fence: Fence) -> Result<CallState, SandboxError>;
+
+    /// The result is durable at the server: the sandbox may forget it, and refuses to run it again.
+    async fn ack(&self, call_id: &str, fence: Fence) -> Result<(), SandboxError>;
+
+    /// Stops a running call together with everything else that runs in the sandbox.
+    async fn cancel(&self, call_id: &str, fence: Fence) -> Result<(), SandboxError>;
+
+    /// Reads at most `max_bytes` from the start of a regular file as the sandbox sees it.
+    async fn read_file(
+        &self,
+        path: &str,
+        max_bytes: u64,
+        fence: Fence,
+    ) -> Result<Vec<u8>, SandboxError>;
+}
