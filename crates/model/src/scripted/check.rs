@@ -1,0 +1,119 @@
+//! What a real provider would refuse, and what no correct brain ever sends.
+
+use serde_json::Value;
+use std::{
+    collections::{BTreeSet, HashMap, hash_map::DefaultHasher},
+    hash::{Hash, Hasher},
+};
+
+/// A digest of what a request asks, without its cache marks.
+pub(super) fn digest(request: &Value) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    bare(&request["messages"]).to_string().hash(&mut hasher);
+    hasher.finish()
+}
+
+fn bare(value: &Value) -> Value {
+    match value {
+        Value::Object(fields) => Value::Object(
+            fields
+                .iter()
+                .filter(|(name, _)| *name != "cache_control")
+                .map(|(name, value)| (name.clone(), bare(value)))
+                .collect(),
+        ),
+        Value::Array(items) => Value::Array(items.iter().map(bare).collect()),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => value.clone(),
+    }
+}
+
+/// The first thing wrong with a request, if anything is. `prefixes` holds the digests of every conversation's messages so far.
+pub(super) fn violation(request: &Value, prefixes: &mut HashMap<u64, Vec<u64>>) -> Option<String> {
+    let Some(messages) = request["messages"].as_array().filter(|list| !list.is_empty()) else {
+        return Some("messages: at least one is required".to_owned());
+    };
+    if messages[0]["role"] != "user" {
+        return Some("messages.0: the first message must be the user's".to_owned());
+    }
+    let marks = request.to_string().matches("\"cache_control\"").count();
+    if marks > 4 {
+        return Some(format!("at most 4 cache breakpoints are allowed, got {marks}"));
+    }
+    let mut open: BTreeSet<String> = BTreeSet::new();
+    let mut known: BTreeSet<String> = BTreeSet::new();
+    for (index, message) in messages.iter().enumerate() {
+        let at = format!("messages.{index}");
+        let Some(blocks) = message["content"].as_array().filter(|list| !list.is_empty()) else {
+            return Some(format!("{at}.content: at least one block is required"));
+        };
+        if index > 0 && messages[index - 1]["role"] == message["role"] {
+            return Some(format!("{at}: two {} messages in a row", message["role"]));
+        }
+        if message["role"] == "assistant" && !open.is_empty() {
+            return Some(format!("{at}: tool_use without tool_result: {open:?}"));
+        }
+        let pending = std::mem::take(&mut open);
+        let mut settled = BTreeSet::new();
+        for block in blocks {
+            let text = |name: &str| block[name].as_str().unwrap_or_default().to_owned();
+            match block["type"].as_str() {
+                Some("text") if text("text").is_empty() => {
+                    return Some(format!("{at}: text content blocks must be non-empty"));
+                }
+                Some("tool_use") => {
+                    if !known.insert(text("id")) {
+                        return Some(format!("{at}: tool_use id {} is used twice", text("id")));
+                    }
+                    open.insert(text("id"));
+                }
+                Some("tool_result") => {
+                    let id = text("tool_use_id");
+                    if !pending.contains(&id) || !settled.insert(id.clone()) {
+                        return Some(format!("{at}: tool_result {id} answers no tool_use of the message before, or answers it twice"));
+                    }
+                }
+                _ => {}
+            }
+        }
+        let missing: Vec<&String> = pending.difference(&settled).collect();
+        if message["role"] == "user" && !missing.is_empty() {
+            return Some(format!("{at}: tool_use without tool_result: {missing:?}"));
+        }
+    }
+    if !open.is_empty() {
+        return Some(format!("tool_use without tool_result: {open:?}"));
+    }
+    history(request, messages, prefixes)
+}
+
+/// Each request of a conversation must begin with the messages of the one before, but for the blocks added to its last message.
+fn history(
+    request: &Value,
+    messages: &[Value],
+    prefixes: &mut HashMap<u64, Vec<u64>>,
+) -> Option<String> {
+    let hash = |value: &Value| {
+        let mut hasher = DefaultHasher::new();
+        bare(value).to_string().hash(&mut hasher);
+        hasher.finish()
+    };
+    let blocks: Vec<u64> = messages
+        .iter()
+        .flat_map(|message| message["content"].as_array().into_iter().flatten())
+        .map(hash)
+        .collect();
+    let key = blocks[0] ^ hash(&request["system"]);
+    let compacts = messages.last().is_some_and(|last| {
+        last["content"].to_string().contains("The conversation is about to outgrow the context window")
+    });
+    if compacts {
+        return None;
+    }
+    let before = prefixes.insert(key, blocks.clone());
+    match before {
+        Some(before) if !blocks.starts_with(&before) => {
+            Some("the conversation's history was rewritten: it does not begin with what was sent before".to_owned())
+        }
+        _ => None,
+    }
+}
