@@ -1,6 +1,22 @@
 //! Sessions: one run of an agent in an environment, and the status words its threads share.
 
+use crate::agent::SessionAgent;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Longest title, in characters.
+pub const TITLE_MAX: usize = 512;
+
+/// What a session's row keeps as JSON.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SessionBody {
+    /// The agent, frozen, overrides applied.
+    pub agent: SessionAgent,
+    /// For people.
+    pub title: Option<String>,
+    /// At most 16 pairs.
+    pub metadata: BTreeMap<String, String>,
+}
 
 /// What a session or thread is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

@@ -1,1 +1,32 @@
-//! Placeholder.
+//! Brains: they claim sessions, perform the steps the turn machine decides, and write what came of them. The only place where core meets the world.
+
+mod ask;
+pub mod crash;
+mod hands;
+mod run;
+mod turn;
+
+pub use run::{Config, Worker};
+
+use std::sync::Arc;
+use vaquero_model::ModelProvider;
+use vaquero_sandbox::ComputeProvider;
+use vaquero_store::{Live, SharedStore};
+use vaquero_types::{Clock, IdGen};
+
+/// What a brain works with.
+#[derive(Clone)]
+pub struct World {
+    /// The log.
+    pub store: SharedStore,
+    /// Where deltas go.
+    pub live: Arc<dyn Live>,
+    /// The models.
+    pub models: Arc<dyn ModelProvider>,
+    /// The hands.
+    pub compute: Arc<dyn ComputeProvider>,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+    /// New ids.
+    pub ids: Arc<dyn IdGen>,
+}

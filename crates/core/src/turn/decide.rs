@@ -17,8 +17,11 @@ use vaquero_types::{
 
 impl Machine {
     pub(super) fn decide(&mut self, desk: &mut Desk<'_>) -> Vec<Step> {
-        if self.pending.is_some() || self.facts.status == Status::Terminated {
+        if self.pending.is_some() {
             return Vec::new();
+        }
+        if self.facts.status == Status::Terminated {
+            return self.append(Batch { ends: true, ..Batch::default() });
         }
         if self.state.queue.iter().any(|queued| queued.event_type == "user.interrupt") {
             return self.interrupt(desk);
@@ -234,7 +237,7 @@ impl Machine {
             || self.state.queue.iter().any(|queued| queued.event_type == "user.message");
         if !owed {
             if self.facts.status == Status::Idle && batch.records.is_empty() {
-                return Vec::new();
+                return self.append(Batch { ends: true, ..Batch::default() });
             }
             self.close(&mut batch, &StopReason::EndTurn, desk);
             return self.append(batch);

@@ -1,0 +1,328 @@
+//! Limits by cgroups: a group per sandbox under one of our own, v2 where it is delegated, else v1.
+//! It never limits less than asked: what the kernel refuses is an error, and the caller decides.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::seam::{Limits, LimitsBy};
+
+const CONTROLLERS: [&str; 3] = ["memory", "pids", "cpu"];
+
+/// Why there are no cgroups to use, and what the operator can do about it.
+#[derive(Debug)]
+pub(crate) struct NoCgroups {
+    pub(crate) what: String,
+    pub(crate) fix: &'static str,
+}
+
+const FIX: &str = "run as root, or under systemd with Delegate=yes (`systemd-run --user --scope \
+    -p Delegate=yes …`), or accept weaker limits with --sandbox-limits=degraded";
+
+/// Our own group in each hierarchy, parent of the sandboxes' groups.
+#[derive(Debug)]
+pub(crate) struct Cgroups {
+    by: LimitsBy,
+    /// v1: one per controller, in the order of `CONTROLLERS`. v2: a single one.
+    bases: Vec<PathBuf>,
+}
+
+/// The groups of one sandbox.
+#[derive(Debug, Default)]
+pub(crate) struct Group {
+    dirs: Vec<PathBuf>,
+}
+
+impl Cgroups {
+    /// Finds or makes our groups, called `vaquero-{tag}`, and removes what an earlier launcher left.
+    pub(crate) fn open(tag: &str) -> Result<Self, NoCgroups> {
+        let name = format!("vaquero-{tag}");
+        let opened = open_v2(&name).or_else(|v2| match open_v1(&name) {
+            Ok(opened) => Ok(opened),
+            Err(v1) => Err(NoCgroups { what: format!("no usable cgroups (v2: {v2}; v1: {v1})"), fix: FIX }),
+        })?;
+        opened.clear();
+        Ok(opened)
+    }
+
+    /// Which mechanism this is.
+    pub(crate) fn by(&self) -> LimitsBy {
+        self.by
+    }
+
+    /// Makes the group of one sandbox with its limits set.
+    pub(crate) fn create(&self, name: &str, limits: &Limits) -> io::Result<Group> {
+        let mut group = Group::default();
+        let made = self.fill(name, limits, &mut group);
+        if made.is_err() {
+            group.remove();
+        }
+        made.map(|()| group)
+    }
+
+    fn fill(&self, name: &str, limits: &Limits, group: &mut Group) -> io::Result<()> {
+        for base in &self.bases {
+            let dir = base.join(name);
+            if let Err(error) = fs::create_dir(&dir)
+                && error.kind() != io::ErrorKind::AlreadyExists
+            {
+                return Err(error);
+            }
+            group.dirs.push(dir);
+        }
+        match self.by {
+            LimitsBy::V2 => limit_v2(&group.dirs[0], limits),
+            LimitsBy::V1 => limit_v1(&group.dirs, limits),
+        }
+    }
+
+    /// Kills and removes every sandbox group: only right when no launcher owns them.
+    fn clear(&self) {
+        for base in &self.bases {
+            let Ok(entries) = fs::read_dir(base) else { continue };
+            for entry in entries.flatten().filter(|e| e.path().is_dir()) {
+                kill_all(&entry.path());
+                remove_dir_soon(&entry.path());
+            }
+        }
+    }
+
+    /// Removes our own groups; the sandboxes' must be gone.
+    pub(crate) fn close(&self) {
+        self.clear();
+        for base in &self.bases {
+            remove_dir_soon(base);
+        }
+    }
+}
+
+impl Group {
+    /// Moves a process in, with everything it will start.
+    pub(crate) fn add(&self, pid: libc::pid_t) -> io::Result<()> {
+        self.dirs.iter().try_for_each(|dir| write(&dir.join("cgroup.procs"), &pid.to_string()))
+    }
+
+    /// Removes the group; false if something in it is still dying.
+    pub(crate) fn remove(&mut self) -> bool {
+        self.dirs.retain(|dir| match fs::remove_dir(dir) {
+            Ok(()) => false,
+            Err(error) => error.kind() != io::ErrorKind::NotFound,
+        });
+        self.dirs.is_empty()
+    }
+}
+
+fn write(file: &Path, value: &str) -> io::Result<()> {
+    fs::write(file, value)
+        .map_err(|e| io::Error::new(e.kind(), format!("write {value:?} to {}: {e}", file.display())))
+}
+
+fn limit_v2(dir: &Path, limits: &Limits) -> io::Result<()> {
+    write(&dir.join("memory.max"), &limits.memory_bytes.to_string())?;
+    let swap = dir.join("memory.swap.max");
+    if swap.exists() {
+        write(&swap, "0")?;
+    }
+    write(&dir.join("pids.max"), &limits.pids.to_string())?;
+    let quota = u64::from(limits.cpu_millis).saturating_mul(100);
+    write(&dir.join("cpu.max"), &format!("{quota} 100000"))
+}
+
+fn limit_v1(dirs: &[PathBuf], limits: &Limits) -> io::Result<()> {
+    let [memory, pids, cpu] = dirs else {
+        return Err(io::Error::other("a v1 group needs memory, pids and cpu"));
+    };
+    let bytes = limits.memory_bytes.to_string();
+    write(&memory.join("memory.limit_in_bytes"), &bytes)?;
+    let with_swap = memory.join("memory.memsw.limit_in_bytes");
+    if with_swap.exists() {
+        write(&with_swap, &bytes)?;
+    }
+    write(&pids.join("pids.max"), &limits.pids.to_string())?;
+    let quota = u64::from(limits.cpu_millis).saturating_mul(100);
+    write(&cpu.join("cpu.cfs_period_us"), "100000")?;
+    write(&cpu.join("cpu.cfs_quota_us"), &quota.to_string())
+}
+
+/// One cgroup mount: where it is, what part of the hierarchy it shows, and its options.
+struct Mounted {
+    at: PathBuf,
+    root: String,
+    v2: bool,
+    options: BTreeSet<String>,
+}
+
+fn mounted() -> Vec<Mounted> {
+    let Ok(text) = fs::read_to_string("/proc/self/mountinfo") else { return Vec::new() };
+    text.lines().filter_map(parse_mount).collect()
+}
+
+fn parse_mount(line: &str) -> Option<Mounted> {
+    let (left, right) = line.split_once(" - ")?;
+    let left: Vec<&str> = left.split(' ').collect();
+    let right: Vec<&str> = right.split(' ').collect();
+    let kind = *right.first()?;
+    if kind != "cgroup" && kind != "cgroup2" {
+        return None;
+    }
+    let options = right.get(2)?.split(',').map(str::to_owned).collect();
+    let (root, at) = ((*left.get(3)?).to_owned(), PathBuf::from(left.get(4)?));
+    Some(Mounted { at, root, v2: kind == "cgroup2", options })
+}
+
+/// This process's path in the hierarchy of a v1 controller, or of v2 for an empty name.
+fn own_path(controller: &str) -> Option<String> {
+    let text = fs::read_to_string("/proc/self/cgroup").ok()?;
+    text.lines().find_map(|line| {
+        let mut parts = line.splitn(3, ':');
+        let (_, names, path) = (parts.next()?, parts.next()?, parts.next()?);
+        let found = names.split(',').any(|name| name == controller);
+        found.then(|| path.to_owned())
+    })
+}
+
+/// The directory of this process's own group below a mount.
+fn own_dir(mount: &Mounted, path: &str) -> PathBuf {
+    let below = path.strip_prefix(mount.root.trim_end_matches('/')).unwrap_or("/");
+    mount.at.join(below.trim_start_matches('/'))
+}
+
+fn open_v1(name: &str) -> Result<Cgroups, String> {
+    let mounts = mounted();
+    let mut bases = Vec::new();
+    for controller in CONTROLLERS {
+        let mount = mounts
+            .iter()
+            .find(|m| !m.v2 && m.options.contains(controller))
+            .ok_or_else(|| format!("no {controller} hierarchy is mounted"))?;
+        let path = own_path(controller).ok_or_else(|| format!("no own {controller} group"))?;
+        let base = own_dir(mount, &path).join(name);
+        make_base(&base)?;
+        if controller == "cpu" {
+            // Against a server that is in the parent group itself, all sandboxes together weigh half.
+            write(&base.join("cpu.shares"), "512").map_err(|e| e.to_string())?;
+        }
+        bases.push(base);
+    }
+    Ok(Cgroups { by: LimitsBy::V1, bases })
+}
+
+fn make_base(base: &Path) -> Result<(), String> {
+    match fs::create_dir(base) {
+        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
+            Err(format!("mkdir {}: {e}", base.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn open_v2(name: &str) -> Result<Cgroups, String> {
+    let mounts = mounted();
+    let mount = mounts.iter().find(|m| m.v2).ok_or("not mounted")?;
+    let own = own_dir(mount, &own_path("").ok_or("no own group")?);
+    let parent = if has_controllers(&mount.at) && is_real_root(&mount.at) && writable(&mount.at) {
+        mount.at.clone()
+    } else if has_controllers(&own) {
+        vacate(&own)?;
+        own
+    } else {
+        return Err("the memory, pids and cpu controllers are not available in it".to_owned());
+    };
+    enable(&parent)?;
+    let base = parent.join(name);
+    make_base(&base)?;
+    enable(&base)?;
+    write(&base.join("cpu.weight"), "50").map_err(|e| e.to_string())?;
+    Ok(Cgroups { by: LimitsBy::V2, bases: vec![base] })
+}
+
+fn has_controllers(dir: &Path) -> bool {
+    let text = fs::read_to_string(dir.join("cgroup.controllers")).unwrap_or_default();
+    let have: BTreeSet<&str> = text.split_whitespace().collect();
+    CONTROLLERS.iter().all(|c| have.contains(c))
+}
+
+/// The root of the whole hierarchy, which may hold processes beside groups; only it has no events file.
+fn is_real_root(dir: &Path) -> bool {
+    !dir.join("cgroup.events").exists()
+}
+
+fn writable(dir: &Path) -> bool {
+    rustix::fs::access(dir, rustix::fs::Access::WRITE_OK).is_ok()
+}
+
+/// A group with limits for its children may hold no processes: moves this one and its server aside,
+/// if they are the only ones there.
+fn vacate(own: &Path) -> Result<(), String> {
+    let text = fs::read_to_string(own.join("cgroup.procs")).map_err(|e| e.to_string())?;
+    let ours: Vec<libc::pid_t> = [
+        Some(rustix::process::getpid()),
+        rustix::process::getppid(),
+    ]
+    .into_iter()
+    .flatten()
+    .map(rustix::process::Pid::as_raw_nonzero)
+    .map(std::num::NonZero::get)
+    .collect();
+    let there: Vec<libc::pid_t> = text.lines().filter_map(|l| l.parse().ok()).collect();
+    if let Some(stranger) = there.iter().find(|pid| !ours.contains(pid)) {
+        return Err(format!("process {stranger} shares {}", own.display()));
+    }
+    if there.is_empty() {
+        return Ok(());
+    }
+    let aside = own.join("vaquero-main");
+    make_base(&aside)?;
+    there
+        .iter()
+        .try_for_each(|pid| write(&aside.join("cgroup.procs"), &pid.to_string()))
+        .map_err(|e| e.to_string())
+}
+
+fn enable(dir: &Path) -> Result<(), String> {
+    write(&dir.join("cgroup.subtree_control"), "+memory +pids +cpu").map_err(|e| e.to_string())
+}
+
+fn kill_all(dir: &Path) {
+    if fs::write(dir.join("cgroup.kill"), "1").is_ok() {
+        return;
+    }
+    let text = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
+    for pid in text.lines().filter_map(|l| l.parse().ok()).filter_map(rustix::process::Pid::from_raw)
+    {
+        // One that is gone already is what we want.
+        drop(rustix::process::kill_process(pid, rustix::process::Signal::KILL));
+    }
+}
+
+/// Removes a group whose last processes may take a moment to die.
+fn remove_dir_soon(dir: &Path) {
+    for _ in 0..200 {
+        match fs::remove_dir(dir) {
+            Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {
+                std::thread::sleep(std::time::Duration::from_millis(5));
+            }
+            _ => return,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mountinfo_lines_are_understood() {
+        let v1 = parse_mount("35 31 0:32 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory");
+        let v1 = v1.unwrap();
+        assert!(!v1.v2 && v1.options.contains("memory"));
+        assert_eq!(own_dir(&v1, "/a/b"), PathBuf::from("/sys/fs/cgroup/memory/a/b"));
+        let inner = parse_mount(
+            "35 31 0:32 /docker/1 /sys/fs/cgroup/memory rw shared:9 - cgroup cgroup rw,memory",
+        )
+        .unwrap();
+        assert_eq!(own_dir(&inner, "/docker/1"), PathBuf::from("/sys/fs/cgroup/memory/"));
+        assert!(parse_mount("23 1 0:21 / /proc rw - proc proc rw").is_none());
+    }
+}

@@ -1,0 +1,143 @@
+//! What the child does between clone and exec: enter its root, put up the walls, become `hand`.
+//! It runs in a copy of the single-threaded launcher and must end in exec or exit, never return.
+
+use std::convert::Infallible;
+use std::ffi::{CStr, CString};
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::process::Signal;
+
+use super::lockdown;
+use super::rootfs::{self, RootPlan, Step};
+use super::seccomp::Program;
+use super::sys;
+use crate::seam::Limits;
+
+/// The descriptor number of the control socket in PID 1.
+pub(crate) const CONTROL_FD: i32 = 3;
+
+/// How the child is walled in.
+pub(crate) enum Walls {
+    /// Namespaces and everything in them.
+    Isolated {
+        root: Box<RootPlan>,
+        /// As root: the child has ids of its own, and takes id 0 of them.
+        own_ids: bool,
+    },
+    /// None: the host itself, in the session's workspace.
+    UnsafeHost { workspace: CString },
+}
+
+/// Everything a child needs, made before the clone.
+pub(crate) struct Plan<'a> {
+    pub(crate) walls: Walls,
+    pub(crate) limits: Limits,
+    /// Without cgroups, rlimits have to stand in for them.
+    pub(crate) degraded: bool,
+    pub(crate) filters: &'a [Program],
+    pub(crate) exe: &'a OwnedFd,
+    pub(crate) argv: Vec<CString>,
+    pub(crate) envp: Vec<CString>,
+    /// Its end of the control socket.
+    pub(crate) control: OwnedFd,
+    /// One byte when its ids are mapped, one when it is in its cgroup.
+    pub(crate) go: OwnedFd,
+    /// Says what failed; closed by a successful exec.
+    pub(crate) failure: OwnedFd,
+}
+
+/// Becomes `hand`, or says what failed and exits.
+pub(crate) fn run(mut plan: Plan<'_>) -> ! {
+    let failure = plan.failure.try_clone();
+    let Err((step, error)) = become_hand(&mut plan);
+    if let Ok(failure) = failure {
+        let errno = error.raw_os_error().unwrap_or(0);
+        // The launcher reads end-of-file as success, so a lost line must not look like one: exit says it too.
+        drop(writeln!(File::from(failure), "{errno} {step}: {error}"));
+    }
+    sys::exit_now(97)
+}
+
+fn at<T, E: Into<io::Error>>(step: &'static str, result: Result<T, E>) -> Result<T, Step> {
+    result.map_err(|e| (step, e.into()))
+}
+
+fn become_hand(plan: &mut Plan<'_>) -> Result<Infallible, Step> {
+    let mut go = File::from(at("copy a descriptor", plan.go.try_clone())?);
+    let mut wait = || at("wait for the launcher", go.read_exact(&mut [0]));
+    wait()?;
+    at("start a session", rustix::process::setsid())?;
+    let walls = std::mem::replace(&mut plan.walls, Walls::UnsafeHost { workspace: CString::default() });
+    let isolated = matches!(walls, Walls::Isolated { .. });
+    match walls {
+        Walls::Isolated { root, own_ids } => {
+            if own_ids {
+                take_ids()?;
+            }
+            at("set the host name", rustix::system::sethostname(b"sandbox"))?;
+            at("bring loopback up", sys::loopback_up())?;
+            rootfs::enter(*root)?;
+            wait()?;
+            at("enter a cgroup namespace", enter_cgroup_namespace())?;
+        }
+        Walls::UnsafeHost { workspace } => {
+            wait()?;
+            at("enter the workspace", rustix::process::chdir(workspace.as_c_str()))?;
+            let me = Some(rustix::process::getpid());
+            at("adopt orphans", rustix::process::set_child_subreaper(me))?;
+        }
+    }
+    // Set after the ids changed, which clears it: PID 1 dies with its launcher even if it hangs.
+    let kill = Some(Signal::KILL);
+    at("tie to the launcher", rustix::process::set_parent_process_death_signal(kill))?;
+    at("close standard streams", null_standard_streams())?;
+    at("place the control socket", sys::dup_to(plan.control.as_fd(), CONTROL_FD))?;
+    if isolated {
+        lock(plan)?;
+    }
+    // Last: it also marks the descriptors that the steps before have opened.
+    at("close descriptors", sys::cloexec_from(CONTROL_FD + 1))?;
+    let argv: Vec<&CStr> = plan.argv.iter().map(CString::as_c_str).collect();
+    let envp: Vec<&CStr> = plan.envp.iter().map(CString::as_c_str).collect();
+    Err(("start hand", sys::exec_fd(plan.exe.as_fd(), &argv, &envp)))
+}
+
+fn take_ids() -> Result<(), Step> {
+    use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
+    let (uid, gid) = (rustix::process::Uid::ROOT, rustix::process::Gid::ROOT);
+    at("drop groups", set_thread_groups(&[]))?;
+    at("take a group id", set_thread_res_gid(gid, gid, gid))?;
+    at("take a user id", set_thread_res_uid(uid, uid, uid))
+}
+
+fn enter_cgroup_namespace() -> io::Result<()> {
+    #[expect(unsafe_code, reason = "rustix keeps unshare unsafe for the sake of CLONE_FILES")]
+    // SAFETY: only the cgroup namespace changes; no descriptor table or memory is unshared.
+    let unshared = unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWCGROUP) };
+    Ok(unshared?)
+}
+
+fn null_standard_streams() -> io::Result<()> {
+    let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    (0..3).try_for_each(|target| sys::dup_to(null.as_fd(), target))
+}
+
+fn lock(plan: &Plan<'_>) -> Result<(), Step> {
+    at("make a session keyring", without_keys(sys::fresh_keyring()))?;
+    at("lower rlimits", lockdown::limit_resources(&plan.limits, plan.degraded))?;
+    at("set no_new_privs", rustix::thread::set_no_new_privs(true))?;
+    at("apply Landlock", lockdown::landlock())?;
+    at("drop capabilities", lockdown::drop_capabilities())?;
+    at("install seccomp", lockdown::seal(plan.filters))
+}
+
+/// A kernel without keyrings has none to leak.
+fn without_keys(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(e) if e.raw_os_error() == Some(libc::ENOSYS) => Ok(()),
+        other => other,
+    }
+}

@@ -1,0 +1,348 @@
+//! The root a sandbox sees: a read-only skeleton made once, the host's `/usr`, and what a session owns.
+//! Nothing of the host's `/etc`, `/home`, `/root`, `/var`, `/run` or `/sys` is ever in it, but a few public files.
+
+use std::ffi::{CStr, CString};
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::CWD;
+use rustix::mount::{
+    MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount,
+    mount_change, move_mount, open_tree, unmount,
+};
+
+use super::sys::{ATTR_NODEV, ATTR_NOSUID, ATTR_RDONLY, mount_setattr};
+use crate::seam::Limits;
+
+/// The host's top-level entries that belong to `/usr`, wherever a distribution keeps them.
+const USR_ALIASES: [&str; 6] = ["bin", "sbin", "lib", "lib32", "lib64", "libx32"];
+const DEVICES: [&str; 5] = ["null", "zero", "full", "random", "urandom"];
+/// A session's directories: name on disk, place in the sandbox.
+pub(crate) const SESSION_DIRS: [(&str, &CStr); 4] = [
+    ("workspace", c"workspace"),
+    ("home", c"root"),
+    ("uploads", c"mnt/session/uploads"),
+    ("outputs", c"mnt/session/outputs"),
+];
+/// Host files every program may read, copied so that no host directory is mounted for them.
+const PUBLIC_ETC: [&str; 10] = [
+    "ld.so.cache",
+    "ld.so.conf",
+    "os-release",
+    "debian_version",
+    "protocols",
+    "services",
+    "mime.types",
+    "localtime",
+    "timezone",
+    "ssl/openssl.cnf",
+];
+/// Host directories of public files and links, copied likewise.
+const PUBLIC_ETC_DIRS: [&str; 5] = [
+    "alternatives",
+    "ssl/certs",
+    "pki/tls/certs",
+    "pki/ca-trust/extracted",
+    "ca-certificates",
+];
+
+/// The skeleton on disk, and which parts of the host are mounted on it.
+#[derive(Debug)]
+pub(crate) struct Skeleton {
+    root: PathBuf,
+    /// Directories outside `/usr` that a host without merged `/usr` needs.
+    aliases: Vec<(CString, CString)>,
+}
+
+impl Skeleton {
+    /// Makes the skeleton in `root`, which must not exist.
+    pub(crate) fn build(root: &Path) -> io::Result<Self> {
+        let dir = |path: &str| {
+            fs::DirBuilder::new().recursive(true).mode(0o755).create(root.join(path))
+        };
+        for path in [
+            "usr", "proc", "dev/pts", "dev/shm", "etc", "tmp", "workspace", "root", "run", "home",
+            "mnt/session/uploads", "mnt/session/outputs", "var/lib", "var/cache", "var/log", "opt",
+        ] {
+            dir(path)?;
+        }
+        symlink("/tmp", root.join("var/tmp"))?;
+        symlink("/run", root.join("var/run"))?;
+        for device in DEVICES {
+            fs::write(root.join("dev").join(device), "")?;
+        }
+        for (link, target) in [
+            ("fd", "/proc/self/fd"),
+            ("stdin", "/proc/self/fd/0"),
+            ("stdout", "/proc/self/fd/1"),
+            ("stderr", "/proc/self/fd/2"),
+            ("ptmx", "pts/ptmx"),
+        ] {
+            symlink(target, root.join("dev").join(link))?;
+        }
+        write_etc(&root.join("etc"))?;
+        let aliases = link_aliases(root)?;
+        Ok(Self { root: root.to_owned(), aliases })
+    }
+
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.root
+    }
+}
+
+/// Repeats the host's `/bin`, `/lib64`, … : links as links, directories to be mounted.
+fn link_aliases(root: &Path) -> io::Result<Vec<(CString, CString)>> {
+    let mut mounts = Vec::new();
+    for alias in USR_ALIASES {
+        let host = Path::new("/").join(alias);
+        let Ok(meta) = fs::symlink_metadata(&host) else { continue };
+        if meta.is_symlink() {
+            symlink(fs::read_link(&host)?, root.join(alias))?;
+        } else if meta.is_dir() {
+            fs::create_dir(root.join(alias))?;
+            mounts.push((c_path(&host)?, CString::new(alias)?));
+        }
+    }
+    Ok(mounts)
+}
+
+fn write_etc(etc: &Path) -> io::Result<()> {
+    for (name, text) in [
+        ("passwd", "root:x:0:0:root:/root:/bin/bash\nnobody:x:65534:65534:nobody:/:/usr/sbin/nologin\n"),
+        ("group", "root:x:0:\ntty:x:5:\nusers:x:100:\nnogroup:x:65534:\n"),
+        ("hosts", "127.0.0.1 localhost sandbox\n::1 localhost sandbox\n"),
+        ("hostname", "sandbox\n"),
+        ("resolv.conf", "# a sandbox has no name server\n"),
+        ("nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\nservices: files\nprotocols: files\n"),
+        ("shells", "/bin/sh\n/bin/bash\n"),
+        ("host.conf", "multi on\n"),
+    ] {
+        fs::write(etc.join(name), text)?;
+    }
+    let host = Path::new("/etc");
+    for name in PUBLIC_ETC {
+        copy_public(&host.join(name), &etc.join(name))?;
+    }
+    for name in PUBLIC_ETC_DIRS {
+        copy_public_dir(&host.join(name), &etc.join(name), 3)?;
+    }
+    Ok(())
+}
+
+/// Copies a file or link that anyone may read; anything else is left out.
+fn copy_public(from: &Path, to: &Path) -> io::Result<()> {
+    let Ok(meta) = fs::symlink_metadata(from) else { return Ok(()) };
+    if let Some(parent) = to.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    if meta.is_symlink() {
+        return symlink(fs::read_link(from)?, to);
+    }
+    if meta.is_file() && meta.permissions().mode() & 0o004 != 0 {
+        fs::copy(from, to)?;
+    }
+    Ok(())
+}
+
+fn copy_public_dir(from: &Path, to: &Path, depth: u8) -> io::Result<()> {
+    let Ok(entries) = fs::read_dir(from) else { return Ok(()) };
+    fs::create_dir_all(to)?;
+    for entry in entries.flatten() {
+        let (from, to) = (entry.path(), to.join(entry.file_name()));
+        if entry.file_type()?.is_dir() {
+            if depth > 0 {
+                copy_public_dir(&from, &to, depth - 1)?;
+            }
+        } else {
+            copy_public(&from, &to)?;
+        }
+    }
+    Ok(())
+}
+
+/// A path for the kernel.
+pub(crate) fn c_path(path: &Path) -> io::Result<CString> {
+    Ok(CString::new(path.as_os_str().as_bytes())?)
+}
+
+/// A directory to mount: cloned by a launcher that may, or named for a child that can reach it.
+#[derive(Debug)]
+pub(crate) enum Source {
+    /// A detached mount.
+    Tree(OwnedFd),
+    /// A path the child's user can reach.
+    Path(CString),
+}
+
+impl Source {
+    /// A source for `path`. `trees` says whether this process may clone mounts.
+    pub(crate) fn of(path: &Path, trees: bool, attributes: u64) -> io::Result<Self> {
+        if !trees {
+            return Ok(Self::Path(c_path(path)?));
+        }
+        let tree = clone_tree(&c_path(path)?, false)?;
+        mount_setattr(tree.as_fd(), c"", attributes, false)?;
+        Ok(Self::Tree(tree))
+    }
+
+    fn into_tree(self, attributes: u64) -> io::Result<OwnedFd> {
+        match self {
+            Self::Tree(tree) => Ok(tree),
+            Self::Path(path) => {
+                let tree = clone_tree(&path, true)?;
+                mount_setattr(tree.as_fd(), c"", attributes, true)?;
+                Ok(tree)
+            }
+        }
+    }
+}
+
+fn clone_tree(path: &CStr, recursive: bool) -> io::Result<OwnedFd> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    if recursive {
+        flags |= OpenTreeFlags::AT_RECURSIVE;
+    }
+    Ok(open_tree(CWD, path, flags)?)
+}
+
+/// Everything the child needs to build its root.
+#[derive(Debug)]
+pub(crate) struct RootPlan {
+    pub(crate) skeleton: Source,
+    pub(crate) aliases: Vec<(CString, CString)>,
+    /// In the order of `SESSION_DIRS`.
+    pub(crate) session: Vec<Source>,
+    pub(crate) limits: Limits,
+    /// Limits processes by the namespace's own `pid_max`, for want of a cgroup.
+    pub(crate) pid_max: bool,
+}
+
+impl RootPlan {
+    /// The plan for one sandbox around a session's directories.
+    pub(crate) fn new(
+        skeleton: &Skeleton,
+        session: &Path,
+        trees: bool,
+        limits: Limits,
+        pid_max: bool,
+    ) -> io::Result<Self> {
+        let root = Source::of(skeleton.path(), trees, ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV)?;
+        let session: io::Result<Vec<Source>> = SESSION_DIRS
+            .iter()
+            .map(|(name, _)| Source::of(&session.join(name), trees, ATTR_NOSUID | ATTR_NODEV))
+            .collect();
+        let aliases = skeleton.aliases.clone();
+        Ok(Self { skeleton: root, aliases, session: session?, limits, pid_max })
+    }
+}
+
+/// A step that failed, by the name an operator can look up.
+pub(crate) type Step = (&'static str, io::Error);
+
+fn at<T, E: Into<io::Error>>(step: &'static str, result: Result<T, E>) -> Result<T, Step> {
+    result.map_err(|e| (step, e.into()))
+}
+
+/// Builds the root and makes it this process's own. Runs in the child, in its new namespaces.
+pub(crate) fn enter(plan: RootPlan) -> Result<(), Step> {
+    at("make mounts private", mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE))?;
+    let guarded = ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV;
+    // Every source is opened before the first mount hides anything.
+    let root = at("open the skeleton", plan.skeleton.into_tree(guarded))?;
+    let mut usr = vec![(at("open /usr", guarded_tree(c"/usr"))?, c"usr".to_owned())];
+    for (host, place) in plan.aliases {
+        usr.push((at("open a library directory", guarded_tree(&host))?, place));
+    }
+    let mut devices = Vec::new();
+    for device in DEVICES {
+        let host = at("name a device", CString::new(format!("/dev/{device}")))?;
+        devices.push((at("open a device", clone_tree(&host, false))?, device));
+    }
+    let mut session = Vec::new();
+    for (source, (_, place)) in plan.session.into_iter().zip(SESSION_DIRS) {
+        let tree = source.into_tree(ATTR_NOSUID | ATTR_NODEV);
+        session.push((at("open the workspace", tree)?, place));
+    }
+
+    at("attach the root", attach(root.as_fd(), c"/usr"))?;
+    at("enter the root", rustix::process::chdir("/usr"))?;
+    for (tree, place) in &usr {
+        at("mount /usr", attach(tree.as_fd(), place))?;
+    }
+    for (tree, device) in &devices {
+        let place = at("name a device", CString::new(format!("dev/{device}")))?;
+        at("mount a device", attach(tree.as_fd(), &place))?;
+    }
+    for (tree, place) in &session {
+        at("mount the workspace", attach(tree.as_fd(), place))?;
+    }
+    mount_kernel_file_systems(&plan.limits)?;
+    if plan.pid_max {
+        // Below 301 the kernel refuses; where the file is not the namespace's own, nothing changes.
+        let value = plan.limits.pids.saturating_add(1).max(301).to_string();
+        drop(fs::write("proc/sys/kernel/pid_max", value));
+    }
+    mask_proc()?;
+    at("pivot_root", rustix::process::pivot_root(".", "."))?;
+    at("leave the host's root", unmount(".", UnmountFlags::DETACH))?;
+    at("enter the workspace", rustix::process::chdir("/workspace"))
+}
+
+fn guarded_tree(path: &CStr) -> io::Result<OwnedFd> {
+    let tree = clone_tree(path, true)?;
+    mount_setattr(tree.as_fd(), c"", ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV, true)?;
+    Ok(tree)
+}
+
+fn attach(tree: BorrowedFd<'_>, place: &CStr) -> io::Result<()> {
+    Ok(move_mount(tree, c"", CWD, place, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
+}
+
+fn mount_kernel_file_systems(limits: &Limits) -> Result<(), Step> {
+    let plain = MountFlags::NOSUID | MountFlags::NODEV;
+    let inert = plain | MountFlags::NOEXEC;
+    let tmpfs = |bytes: u64| CString::new(format!("mode=1777,size={bytes},nr_inodes=262144"));
+    let tmp = at("size /tmp", tmpfs(limits.tmp_bytes))?;
+    let shm = at("size /dev/shm", tmpfs(limits.tmp_bytes / 4))?;
+    at("mount /proc", mount(c"proc", c"proc", c"proc", inert, None))?;
+    at("mount /tmp", mount(c"tmpfs", c"tmp", c"tmpfs", plain, Some(tmp.as_c_str())))?;
+    at("mount /dev/shm", mount(c"tmpfs", c"dev/shm", c"tmpfs", inert, Some(shm.as_c_str())))?;
+    let pts = c"newinstance,ptmxmode=0666,mode=0620";
+    let flags = MountFlags::NOSUID | MountFlags::NOEXEC;
+    at("mount /dev/pts", mount(c"devpts", c"dev/pts", c"devpts", flags, Some(pts)))
+}
+
+/// Makes what `/proc` shows of the whole machine unreadable or at least unwritable.
+fn mask_proc() -> Result<(), Step> {
+    for place in [c"proc/sys", c"proc/sysrq-trigger", c"proc/irq", c"proc/bus", c"proc/fs"] {
+        let tree = match clone_tree(place, true) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+            other => at("open a part of /proc", other)?,
+        };
+        at("make /proc read-only", mount_setattr(tree.as_fd(), c"", ATTR_RDONLY, true))?;
+        at("make /proc read-only", attach(tree.as_fd(), place))?;
+    }
+    for place in [
+        c"proc/kcore", c"proc/keys", c"proc/key-users", c"proc/kmsg", c"proc/timer_list",
+        c"proc/sched_debug", c"proc/latency_stats", c"proc/kallsyms",
+    ] {
+        if fs::symlink_metadata(Path::new(std::ffi::OsStr::from_bytes(place.to_bytes()))).is_err() {
+            continue;
+        }
+        let null = at("open a device", clone_tree(c"dev/null", false))?;
+        at("mask a file of /proc", attach(null.as_fd(), place))?;
+    }
+    for place in [c"proc/acpi", c"proc/scsi", c"proc/asound"] {
+        let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+        match mount(c"tmpfs", place, c"tmpfs", flags, Some(c"size=0,nr_inodes=1")) {
+            Err(e) if e == rustix::io::Errno::NOENT => {}
+            other => at("mask a directory of /proc", other)?,
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,203 @@
+//! The few system calls no crate wraps, each in one small function.
+//! It must hold no policy: what is mounted, mapped or limited is decided by its callers.
+
+use std::ffi::CStr;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+/// Which namespaces a new process gets.
+pub(crate) const NAMESPACES: u64 = (libc::CLONE_NEWUSER
+    | libc::CLONE_NEWNS
+    | libc::CLONE_NEWPID
+    | libc::CLONE_NEWNET
+    | libc::CLONE_NEWUTS
+    | libc::CLONE_NEWIPC) as u64;
+
+/// Where `clone_process` returned.
+pub(crate) enum Cloned {
+    /// In the new process.
+    Child,
+    /// In the old one: the child's pid as seen from here, and a descriptor for it.
+    Parent {
+        /// Its pid in the caller's pid namespace.
+        pid: libc::pid_t,
+        /// Becomes readable when it has exited.
+        pidfd: OwnedFd,
+    },
+}
+
+fn check(ret: libc::c_long) -> io::Result<libc::c_long> {
+    if ret < 0 { Err(io::Error::last_os_error()) } else { Ok(ret) }
+}
+
+/// Copies this process into new namespaces. The caller must be single-threaded: the child goes on
+/// with ordinary code, allocation included.
+pub(crate) fn clone_process(flags: u64) -> io::Result<Cloned> {
+    let mut pidfd: libc::c_int = -1;
+    #[expect(unsafe_code, reason = "an all-zero clone_args is its documented default")]
+    // SAFETY: `clone_args` is plain integers, for which zero is a valid value.
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    args.flags = flags | libc::CLONE_PIDFD as u64;
+    args.pidfd = (&raw mut pidfd) as u64;
+    args.exit_signal = libc::SIGCHLD as u64;
+    #[expect(unsafe_code, reason = "clone3 with namespace flags has no wrapper")]
+    // SAFETY: `args` lives across the call, no stack or TLS is replaced, so the child runs on a
+    // copy of this stack exactly as after fork; the process has a single thread.
+    let ret = unsafe {
+        libc::syscall(libc::SYS_clone3, &raw mut args, std::mem::size_of::<libc::clone_args>())
+    };
+    match check(ret)? {
+        0 => Ok(Cloned::Child),
+        pid => {
+            #[expect(unsafe_code, reason = "the kernel stored a new descriptor")]
+            // SAFETY: CLONE_PIDFD made the kernel store a descriptor that nobody else owns.
+            let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+            let pid = libc::pid_t::try_from(pid).map_err(|_| io::ErrorKind::InvalidData)?;
+            Ok(Cloned::Parent { pid, pidfd })
+        }
+    }
+}
+
+/// Attributes to set on a whole mount tree.
+pub(crate) fn mount_setattr(
+    tree: BorrowedFd<'_>,
+    path: &CStr,
+    set: u64,
+    recursive: bool,
+) -> io::Result<()> {
+    #[repr(C)]
+    struct MountAttr {
+        set: u64,
+        clear: u64,
+        propagation: u64,
+        userns_fd: u64,
+    }
+    let attr = MountAttr { set, clear: 0, propagation: 0, userns_fd: 0 };
+    let mut flags = libc::AT_EMPTY_PATH;
+    if recursive {
+        flags |= libc::AT_RECURSIVE;
+    }
+    #[expect(unsafe_code, reason = "mount_setattr has no wrapper")]
+    // SAFETY: the path is NUL-terminated and `attr` has the layout of the kernel's `mount_attr`.
+    let ret = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            tree.as_raw_fd(),
+            path.as_ptr(),
+            flags,
+            &raw const attr,
+            std::mem::size_of::<MountAttr>(),
+        )
+    };
+    check(ret).map(drop)
+}
+
+/// `MOUNT_ATTR_*` of `linux/mount.h`.
+pub(crate) const ATTR_RDONLY: u64 = 0x1;
+pub(crate) const ATTR_NOSUID: u64 = 0x2;
+pub(crate) const ATTR_NODEV: u64 = 0x4;
+
+/// Marks every descriptor from `first` on to be closed by the next exec.
+pub(crate) fn cloexec_from(first: RawFd) -> io::Result<()> {
+    let first = libc::c_uint::try_from(first).map_err(|_| io::ErrorKind::InvalidInput)?;
+    #[expect(unsafe_code, reason = "close_range has no wrapper")]
+    // SAFETY: with CLOSE_RANGE_CLOEXEC no descriptor is closed, so no owner is surprised.
+    let ret = unsafe {
+        libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC)
+    };
+    check(ret).map(drop)
+}
+
+/// Puts a copy of `fd` at exactly `target`, open across exec.
+pub(crate) fn dup_to(fd: BorrowedFd<'_>, target: RawFd) -> io::Result<()> {
+    if fd.as_raw_fd() == target {
+        #[expect(unsafe_code, reason = "clearing the close-on-exec flag of a number")]
+        // SAFETY: plain integers.
+        let ret = unsafe { libc::fcntl(target, libc::F_SETFD, 0) };
+        return check(ret.into()).map(drop);
+    }
+    #[expect(unsafe_code, reason = "the target is a number, not an owned descriptor")]
+    // SAFETY: called only right before exec, where whatever owned `target` is never used again.
+    let ret = unsafe { libc::dup2(fd.as_raw_fd(), target) };
+    check(ret.into()).map(drop)
+}
+
+/// Gives this process a session keyring of its own, so that it shares none with the host.
+pub(crate) fn fresh_keyring() -> io::Result<()> {
+    const JOIN_SESSION_KEYRING: libc::c_long = 1;
+    #[expect(unsafe_code, reason = "keyctl has no wrapper")]
+    // SAFETY: a null name asks for an anonymous keyring; no memory is passed.
+    let ret = unsafe {
+        libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, std::ptr::null::<libc::c_char>())
+    };
+    check(ret).map(drop)
+}
+
+/// Installs a seccomp filter on this thread. `no_new_privs` must be set.
+pub(crate) fn seccomp(filter: &[libc::sock_filter]) -> io::Result<()> {
+    let len = libc::c_ushort::try_from(filter.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let program = libc::sock_fprog { len, filter: filter.as_ptr().cast_mut() };
+    #[expect(unsafe_code, reason = "seccomp has no wrapper that takes a program")]
+    // SAFETY: `program` points at `len` instructions that the kernel copies and checks.
+    let ret = unsafe {
+        libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program)
+    };
+    check(ret).map(drop)
+}
+
+/// Replaces this process by the program in `exe`.
+pub(crate) fn exec_fd(exe: BorrowedFd<'_>, argv: &[&CStr], envp: &[&CStr]) -> io::Error {
+    let pointers = |list: &[&CStr]| -> Vec<*const libc::c_char> {
+        list.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect()
+    };
+    let (argv, envp) = (pointers(argv), pointers(envp));
+    #[expect(unsafe_code, reason = "execveat has no wrapper")]
+    // SAFETY: both arrays are NULL-terminated lists of NUL-terminated strings that outlive the call.
+    unsafe {
+        libc::syscall(
+            libc::SYS_execveat,
+            exe.as_raw_fd(),
+            c"".as_ptr(),
+            argv.as_ptr(),
+            envp.as_ptr(),
+            libc::AT_EMPTY_PATH,
+        )
+    };
+    io::Error::last_os_error()
+}
+
+/// Ends this process at once, without running destructors or exit handlers.
+pub(crate) fn exit_now(code: libc::c_int) -> ! {
+    #[expect(unsafe_code, reason = "_exit has no wrapper")]
+    // SAFETY: always sound; it does not return.
+    unsafe {
+        libc::_exit(code)
+    }
+}
+
+/// Brings the loopback interface of this network namespace up.
+pub(crate) fn loopback_up() -> io::Result<()> {
+    let sock = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)?;
+    #[expect(unsafe_code, reason = "an all-zero ifreq is what its ioctls expect to be filled")]
+    // SAFETY: `ifreq` is integers and byte arrays, for which zero is a valid value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    request.ifr_name[0] = b'l'.cast_signed();
+    request.ifr_name[1] = b'o'.cast_signed();
+    let flags = libc::IFF_UP | libc::IFF_RUNNING;
+    request.ifr_ifru.ifru_flags =
+        libc::c_short::try_from(flags).map_err(|_| io::ErrorKind::InvalidInput)?;
+    #[expect(unsafe_code, reason = "SIOCSIFFLAGS has no wrapper")]
+    // SAFETY: `request` is a whole ifreq and lives across the call.
+    let ret = unsafe { libc::ioctl(sock.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) };
+    check(ret.into()).map(drop)
+}
+
+/// Closes every descriptor from `first` on. Only for a process that has opened nothing yet.
+pub(crate) fn close_from(first: RawFd) {
+    let first = libc::c_uint::try_from(first).unwrap_or(libc::c_uint::MAX);
+    #[expect(unsafe_code, reason = "close_range has no wrapper")]
+    // SAFETY: the caller owns no descriptor from `first` on; what is there was inherited by accident.
+    unsafe {
+        libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, 0);
+    }
+}

@@ -1,0 +1,158 @@
+//! What server and launcher say to each other: one JSON message per SEQPACKET datagram, with at
+//! most one descriptor beside it. `Hello` and `Quit` never change, so that any version can drain any other.
+
+use std::collections::BTreeMap;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::seam::{Limits, LimitsBy, SandboxKey};
+
+/// Raised whenever a message other than `Hello` and `Quit` changes its meaning.
+pub(crate) const VERSION: u32 = 1;
+
+/// No message is larger; the kernel's default socket buffers take it in one piece.
+pub(crate) const MAX_MESSAGE: usize = 64 << 10;
+
+/// How many sandboxes one `List` answers at most.
+pub(crate) const PAGE: usize = 128;
+
+/// One question, with the number its answer will carry.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Question {
+    pub(crate) id: u64,
+    pub(crate) ask: Ask,
+}
+
+/// What a server may ask.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "ask", rename_all = "snake_case")]
+pub(crate) enum Ask {
+    /// Who are you? Makes the asker the current server.
+    Hello { version: u32 },
+    /// End every sandbox, then yourself.
+    Quit {},
+    /// Make this sandbox, or connect to it if this generation already lives.
+    Create {
+        key: SandboxKey,
+        generation: u64,
+        limits: Limits,
+        env: BTreeMap<String, String>,
+    },
+    /// Connect to it if this generation lives.
+    Attach { key: SandboxKey, generation: u64 },
+    /// End one sandbox; answered when it is gone.
+    Stop { key: SandboxKey },
+    /// End every sandbox of a session; answered when they are gone.
+    StopSession { session: String },
+    /// The sandboxes after that key, in order.
+    List { after: Option<SandboxKey> },
+}
+
+/// One answer.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Reply {
+    pub(crate) id: u64,
+    pub(crate) answer: Answer,
+}
+
+/// What the launcher answers.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "answer", rename_all = "snake_case")]
+pub(crate) enum Answer {
+    /// To `Hello`.
+    Hello { version: u32, pid: u32, limits: Option<LimitsBy> },
+    /// A stream to the sandbox's PID 1 comes with this message. `fresh`: it was just made.
+    Stream { generation: u64, fresh: bool },
+    /// No such sandbox, or another generation of it.
+    Absent { alive: Option<u64> },
+    /// Done.
+    Done {},
+    /// To `List`.
+    Listing { sandboxes: Vec<Listed>, more: bool },
+    /// It could not be done; `fix` says what the operator can change.
+    Failed { what: String, fix: String },
+}
+
+/// One living sandbox.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Listed {
+    pub(crate) key: SandboxKey,
+    pub(crate) generation: u64,
+}
+
+/// The one line a launcher writes to its standard output when it has started or failed to.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "started", rename_all = "snake_case")]
+pub(crate) enum Started {
+    /// It listens.
+    Ready {},
+    /// It will exit.
+    Failed { what: String, fix: String },
+}
+
+/// Sends one message whole or not at all.
+pub(crate) fn send<T: Serialize>(
+    socket: impl AsFd,
+    message: &T,
+    descriptor: Option<BorrowedFd<'_>>,
+) -> io::Result<()> {
+    let bytes = serde_json::to_vec(message)?;
+    if bytes.len() > MAX_MESSAGE {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "message too large"));
+    }
+    send_bytes(socket, &bytes, descriptor)
+}
+
+/// Sends one datagram with at most one descriptor.
+pub(crate) fn send_bytes(
+    socket: impl AsFd,
+    bytes: &[u8],
+    descriptor: Option<BorrowedFd<'_>>,
+) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let descriptors = descriptor.map(|fd| [fd]);
+    if let Some(list) = &descriptors
+        && !control.push(SendAncillaryMessage::ScmRights(list))
+    {
+        return Err(io::Error::other("no room for a descriptor"));
+    }
+    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+    let sent = sendmsg(socket, &[IoSlice::new(bytes)], &mut control, flags)?;
+    if sent == bytes.len() {
+        Ok(())
+    } else {
+        Err(io::Error::new(io::ErrorKind::WriteZero, "message was cut short"))
+    }
+}
+
+/// Receives one message; `None` at the end of the connection, `WouldBlock` if there is none yet.
+pub(crate) fn receive<T: DeserializeOwned>(
+    socket: impl AsFd,
+    buffer: &mut Vec<u8>,
+) -> io::Result<Option<(T, Option<OwnedFd>)>> {
+    buffer.resize(MAX_MESSAGE, 0);
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
+    let got = recvmsg(socket, &mut [IoSliceMut::new(buffer)], &mut control, flags)?;
+    let mut descriptor = None;
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(mut fds) = message {
+            descriptor = fds.next();
+        }
+    }
+    if got.bytes == 0 {
+        return Ok(None);
+    }
+    let message = serde_json::from_slice(&buffer[..got.bytes])?;
+    Ok(Some((message, descriptor)))
+}

@@ -1,0 +1,266 @@
+//! The hands of one turn: which sandbox the calls run in, made when the first call needs it, and what to tell the model when it is gone.
+
+use crate::World;
+use serde_json::{Value, json};
+use std::{collections::BTreeMap, sync::Arc};
+use tokio::{sync::mpsc::UnboundedSender, task::JoinSet};
+use vaquero_core::turn::Input;
+use vaquero_sandbox::{
+    Block, Fence, Limits, Sandbox, SandboxError, SandboxKey, SandboxSpec, ToolResult,
+};
+use vaquero_types::EventId;
+
+/// What a task of a turn reports.
+pub(crate) enum Happened {
+    /// Something for the machine.
+    Input(Input),
+    /// The sandbox was looked for; none if it is gone.
+    Attached(Result<Option<Arc<dyn Sandbox>>, SandboxError>),
+    /// A sandbox was made.
+    Made(Result<Arc<dyn Sandbox>, SandboxError>),
+    /// A call found its sandbox gone.
+    Lost(EventId),
+}
+
+/// A call that wants to run.
+#[derive(Clone)]
+pub(crate) struct Wanted {
+    pub(crate) call: EventId,
+    pub(crate) name: String,
+    pub(crate) input: Value,
+    pub(crate) fresh: bool,
+}
+
+enum State {
+    /// Nobody has looked.
+    Untried,
+    /// Looking for it, or making it.
+    Trying,
+    /// A new generation must be durable first.
+    NeedsGeneration,
+    /// It is there.
+    Ready(Arc<dyn Sandbox>),
+}
+
+pub(crate) struct Hands {
+    world: World,
+    key: SandboxKey,
+    epoch: u64,
+    state: State,
+    waiting: BTreeMap<EventId, Wanted>,
+    running: BTreeMap<EventId, Arc<dyn Sandbox>>,
+    report: UnboundedSender<Happened>,
+}
+
+const UNKNOWN: &str = "The sandbox ended before the result of this call was recorded: whether it ran, and how far, is unknown. \
+Files in /workspace are as it left them; running programs are gone. Check before you repeat it.";
+const GONE: &str = "The sandbox ended while this call was running (it may have run out of memory). Files in /workspace are kept; running programs and \
+everything else outside it are gone. The next call gets a fresh sandbox.";
+
+impl Hands {
+    pub(crate) fn new(
+        world: World,
+        session: &str,
+        epoch: u64,
+        report: UnboundedSender<Happened>,
+    ) -> Self {
+        Self {
+            world,
+            key: SandboxKey::default_of(session),
+            epoch,
+            state: State::Untried,
+            waiting: BTreeMap::new(),
+            running: BTreeMap::new(),
+            report,
+        }
+    }
+
+    /// Wants a call to run in the sandbox of `generation`.
+    pub(crate) fn want(&mut self, wanted: Wanted, generation: u64, tasks: &mut JoinSet<()>) {
+        match &self.state {
+            State::Ready(sandbox) => {
+                let sandbox = Arc::clone(sandbox);
+                self.start(wanted, &sandbox, tasks);
+                return;
+            }
+            State::Untried if generation == 0 => self.need_generation(),
+            State::Untried => {
+                self.state = State::Trying;
+                let (world, key, epoch) = (self.world.clone(), self.key.clone(), self.epoch);
+                let report = self.report.clone();
+                tasks.spawn(async move {
+                    let found = world.compute.attach(&key, generation, epoch).await;
+                    drop(report.send(Happened::Attached(found)));
+                });
+            }
+            State::Trying | State::NeedsGeneration => {}
+        }
+        self.waiting.insert(wanted.call.clone(), wanted);
+    }
+
+    fn need_generation(&mut self) {
+        self.state = State::NeedsGeneration;
+        drop(self.report.send(Happened::Input(Input::HandsGone)));
+    }
+
+    /// A generation is durable: the sandbox may be made.
+    pub(crate) fn generation_is_durable(&mut self, generation: u64, tasks: &mut JoinSet<()>) {
+        if !matches!(self.state, State::NeedsGeneration) {
+            return;
+        }
+        self.state = State::Trying;
+        let spec = SandboxSpec {
+            generation,
+            epoch: self.epoch,
+            limits: Limits::default(),
+            env: BTreeMap::new(),
+        };
+        let (world, key, report) = (self.world.clone(), self.key.clone(), self.report.clone());
+        tasks.spawn(async move {
+            let made = world.compute.ensure(&key, &spec).await;
+            drop(report.send(Happened::Made(made)));
+        });
+    }
+
+    pub(crate) fn attached(
+        &mut self,
+        found: Result<Option<Arc<dyn Sandbox>>, SandboxError>,
+        tasks: &mut JoinSet<()>,
+    ) {
+        match found {
+            Ok(Some(sandbox)) => self.ready(sandbox, tasks),
+            Ok(None) => {
+                let unknown: Vec<EventId> = self
+                    .waiting
+                    .values()
+                    .filter(|wanted| !wanted.fresh)
+                    .map(|wanted| wanted.call.clone())
+                    .collect();
+                for call in unknown {
+                    self.waiting.remove(&call);
+                    self.fail(&call, UNKNOWN);
+                }
+                if self.waiting.is_empty() {
+                    self.state = State::Untried;
+                } else {
+                    self.need_generation();
+                }
+            }
+            Err(error) => self.unavailable(&error),
+        }
+    }
+
+    pub(crate) fn made(
+        &mut self,
+        made: Result<Arc<dyn Sandbox>, SandboxError>,
+        tasks: &mut JoinSet<()>,
+    ) {
+        match made {
+            Ok(sandbox) => self.ready(sandbox, tasks),
+            Err(error) => self.unavailable(&error),
+        }
+    }
+
+    fn ready(&mut self, sandbox: Arc<dyn Sandbox>, tasks: &mut JoinSet<()>) {
+        self.state = State::Ready(Arc::clone(&sandbox));
+        for wanted in std::mem::take(&mut self.waiting).into_values() {
+            self.start(wanted, &sandbox, tasks);
+        }
+    }
+
+    fn unavailable(&mut self, error: &SandboxError) {
+        tracing::error!(session = %self.key.session, %error, "no sandbox");
+        self.state = State::Untried;
+        let text = format!("The sandbox could not be started: {error}");
+        for call in std::mem::take(&mut self.waiting).into_keys() {
+            self.fail(&call, &text);
+        }
+    }
+
+    fn fail(&self, call: &EventId, text: &str) {
+        let content = vec![json!({ "type": "text", "text": text })];
+        let input = Input::ToolDone { call: call.clone(), content, is_error: true };
+        drop(self.report.send(Happened::Input(input)));
+    }
+
+    fn start(&mut self, wanted: Wanted, sandbox: &Arc<dyn Sandbox>, tasks: &mut JoinSet<()>) {
+        self.running.insert(wanted.call.clone(), Arc::clone(sandbox));
+        let (sandbox, report, epoch) = (Arc::clone(sandbox), self.report.clone(), self.epoch);
+        metrics::counter!("vaquero_tool_calls_total", "tool" => wanted.name.clone()).increment(1);
+        tasks.spawn(async move {
+            let Wanted { call, name, input, .. } = wanted;
+            let fence = Fence { epoch, generation: sandbox.generation() };
+            let result = sandbox.run(call.as_str(), fence, &name, &input, None).await;
+            let happened = match result {
+                Ok(result) => {
+                    let is_error = result.is_error;
+                    Happened::Input(Input::ToolDone { call, content: blocks(result), is_error })
+                }
+                Err(SandboxError::Gone { .. }) => Happened::Lost(call),
+                Err(error) => {
+                    let text = format!("The sandbox could not run this call: {error}");
+                    let content = vec![json!({ "type": "text", "text": text })];
+                    Happened::Input(Input::ToolDone { call, content, is_error: true })
+                }
+            };
+            drop(report.send(happened));
+        });
+    }
+
+    /// A call found its sandbox gone: it failed, and the next one looks again.
+    pub(crate) fn lost(&mut self, call: &EventId) -> Input {
+        self.running.remove(call);
+        self.state = State::Untried;
+        let content = vec![json!({ "type": "text", "text": GONE })];
+        Input::ToolDone { call: call.clone(), content, is_error: true }
+    }
+
+    /// Stops a call.
+    pub(crate) fn cancel(&mut self, call: &EventId, tasks: &mut JoinSet<()>) {
+        if self.waiting.remove(call).is_some() {
+            self.fail(call, vaquero_sandbox::INTERRUPTED);
+            if self.waiting.is_empty() && matches!(self.state, State::NeedsGeneration) {
+                self.state = State::Untried;
+            }
+        } else if let Some(sandbox) = self.running.get(call) {
+            let (sandbox, call, epoch) = (Arc::clone(sandbox), call.clone(), self.epoch);
+            tasks.spawn(async move {
+                let fence = Fence { epoch, generation: sandbox.generation() };
+                if let Err(error) = sandbox.cancel(call.as_str(), fence).await {
+                    tracing::warn!(%call, %error, "a call could not be stopped");
+                }
+            });
+        }
+    }
+
+    /// A call's result is durable: the sandbox may forget it.
+    pub(crate) fn settled(&mut self, call: &EventId, tasks: &mut JoinSet<()>) {
+        if let Some(sandbox) = self.running.remove(call) {
+            let (call, epoch) = (call.clone(), self.epoch);
+            tasks.spawn(async move {
+                let fence = Fence { epoch, generation: sandbox.generation() };
+                // Nothing hangs on it: a result that is kept too long goes with its sandbox.
+                drop(sandbox.ack(call.as_str(), fence).await);
+            });
+        }
+    }
+}
+
+/// A result in the shape of the Messages API.
+fn blocks(result: ToolResult) -> Vec<Value> {
+    let source = |media_type: String, data: String| json!({ "type": "base64", "media_type": media_type, "data": data });
+    result
+        .content
+        .into_iter()
+        .filter_map(|block| match block {
+            Block::Text { text } if text.is_empty() => None,
+            Block::Text { text } => Some(json!({ "type": "text", "text": text })),
+            Block::Image { media_type, data } => {
+                Some(json!({ "type": "image", "source": source(media_type, data) }))
+            }
+            Block::Document { media_type, data } => {
+                Some(json!({ "type": "document", "source": source(media_type, data) }))
+            }
+        })
+        .collect()
+}

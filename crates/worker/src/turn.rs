@@ -1,0 +1,402 @@
+//! One claimed session: folds its log, hands inputs to the machine and performs its steps, renewing the lease all the while. Losing the lease ends it at once.
+
+use crate::{
+    World,
+    ask::{self, Ask},
+    crash,
+    hands::{Hands, Happened, Wanted},
+    run::Config,
+};
+use std::{collections::VecDeque, time::Duration};
+use tokio::{
+    sync::mpsc::{UnboundedReceiver, unbounded_channel},
+    task::JoinSet,
+    time::{Instant, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+use vaquero_core::{
+    Input, Machine, State, Step,
+    turn::{Batch, Facts, Purpose},
+};
+use vaquero_store::{
+    Append, Author, CommitError, Lease, Record, Seq, SessionChange, Snapshot, StoreError, Write,
+};
+use vaquero_types::{EventId, Timestamp, session::SessionBody};
+
+/// Most bytes of records read at once.
+const READ: usize = 1 << 20;
+/// A snapshot is written once this many bytes of records had to be folded.
+const SNAPSHOT_EVERY: usize = 256 << 10;
+/// How often a commit is repeated when the store fails.
+const COMMIT_ATTEMPTS: u32 = 5;
+
+/// Why a turn ended before its end.
+#[derive(Debug, thiserror::Error)]
+enum Stopped {
+    #[error("the lease is lost")]
+    LeaseLost,
+    #[error("the store failed")]
+    Store(#[from] StoreError),
+    #[error("the session cannot be read: {0}")]
+    Unreadable(String),
+}
+
+pub(crate) struct Turn {
+    world: World,
+    config: Config,
+    lease: Lease,
+    stop: CancellationToken,
+}
+
+/// What a turn holds while it runs.
+struct Run {
+    machine: Machine,
+    hands: Hands,
+    inbox: UnboundedReceiver<Happened>,
+    report: tokio::sync::mpsc::UnboundedSender<Happened>,
+    tasks: JoinSet<()>,
+    model: Option<CancellationToken>,
+    wake: Option<Timestamp>,
+    folded_bytes: usize,
+    settled: Vec<EventId>,
+}
+
+impl Turn {
+    pub(crate) fn new(
+        world: World,
+        config: Config,
+        lease: Lease,
+        stop: CancellationToken,
+    ) -> Self {
+        Self { world, config, lease, stop }
+    }
+
+    pub(crate) async fn run(self) {
+        let outcome = self.perform().await;
+        match outcome {
+            Ok(()) => metrics::counter!("vaquero_turns_total").increment(1),
+            Err(Stopped::LeaseLost) => {
+                tracing::info!(session = %self.lease.session, "lost the lease; another brain goes on");
+            }
+            Err(error) => {
+                tracing::error!(session = %self.lease.session, %error, "a turn stopped; it will be claimed again");
+                drop(self.world.store.release(&self.lease, false).await);
+            }
+        }
+    }
+
+    async fn perform(&self) -> Result<(), Stopped> {
+        let mut run = self.open().await?;
+        let mut renewal = tokio::time::interval(self.config.lease / 3);
+        renewal.tick().await;
+        let mut steps = self.handle(&mut run, Input::Start { claims: self.lease.claims });
+        loop {
+            if self.perform_steps(&mut run, &mut steps).await? {
+                return Ok(());
+            }
+            let seen = run.machine.state().seq;
+            let wake = run.wake.map(|at| self.deadline(at));
+            tokio::select! {
+                biased;
+                () = self.stop.cancelled() => {
+                    run.tasks.abort_all();
+                    drop(self.world.store.release(&self.lease, true).await);
+                    return Ok(());
+                }
+                _ = renewal.tick() => self.renew().await?,
+                Some(happened) = run.inbox.recv() => steps = self.happened(&mut run, happened),
+                grown = self.world.store.wait_past(&self.lease.session, seen) => {
+                    grown?;
+                    let records = self.read_after(seen).await?;
+                    if records.iter().any(|record| record.new.event_type == "session.deleted") {
+                        return Err(Stopped::LeaseLost);
+                    }
+                    steps = self.handle(&mut run, Input::Grown(records));
+                }
+                () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {
+                    steps = self.handle(&mut run, Input::Tick);
+                }
+            }
+            while let Some(done) = run.tasks.try_join_next() {
+                if let Err(error) = done
+                    && error.is_panic()
+                {
+                    return Err(Stopped::Unreadable("a task of the turn panicked".to_owned()));
+                }
+            }
+        }
+    }
+
+    fn deadline(&self, at: Timestamp) -> Instant {
+        Instant::now() + at.since(self.world.clock.now()) + Duration::from_millis(1)
+    }
+
+    /// Folds the log from the newest snapshot.
+    async fn open(&self) -> Result<Run, Stopped> {
+        let session = &self.lease.session;
+        let row = self.world.store.session(session).await?.ok_or(Stopped::LeaseLost)?;
+        let body: SessionBody = serde_json::from_str(&row.body)
+            .map_err(|error| Stopped::Unreadable(error.to_string()))?;
+        let snapshot = self.world.store.snapshot(session).await?;
+        let mut state = snapshot
+            .and_then(|kept| State::from_snapshot(kept.version, &kept.body))
+            .unwrap_or_default();
+        let mut folded_bytes = 0;
+        loop {
+            let records = self.world.store.read(session, state.seq, READ).await?;
+            if records.is_empty() {
+                break;
+            }
+            for record in &records {
+                folded_bytes += record.new.body.len();
+                state.apply(record);
+            }
+            if state.seq >= row.head {
+                break;
+            }
+        }
+        let facts = Facts {
+            thread: row.primary_thread,
+            agent: body.agent,
+            status: row.status,
+            usage: row.usage,
+            activity: row.activity,
+        };
+        let (report, inbox) = unbounded_channel();
+        let epoch = self.lease.epoch;
+        let hands = Hands::new(self.world.clone(), session.as_str(), epoch, report.clone());
+        Ok(Run {
+            machine: Machine::new(state, facts, self.config.limits.clone()),
+            hands,
+            inbox,
+            report,
+            tasks: JoinSet::new(),
+            model: None,
+            wake: None,
+            folded_bytes,
+            settled: Vec::new(),
+        })
+    }
+
+    fn handle(&self, run: &mut Run, input: Input) -> VecDeque<Step> {
+        run.wake = None;
+        if let Input::ToolDone { call, .. } = &input {
+            run.settled.push(call.clone());
+        }
+        let now = self.world.clock.now();
+        run.machine.handle(input, now, self.world.ids.as_ref()).into()
+    }
+
+    fn happened(&self, run: &mut Run, happened: Happened) -> VecDeque<Step> {
+        match happened {
+            Happened::Input(input) => {
+                if let Input::Answered(_) | Input::Failed(_) = &input {
+                    run.model = None;
+                }
+                self.handle(run, input)
+            }
+            Happened::Attached(found) => {
+                run.hands.attached(found, &mut run.tasks);
+                VecDeque::new()
+            }
+            Happened::Made(made) => {
+                run.hands.made(made, &mut run.tasks);
+                VecDeque::new()
+            }
+            Happened::Lost(call) => {
+                let input = run.hands.lost(&call);
+                self.handle(run, input)
+            }
+        }
+    }
+
+    /// Performs steps until none is left; true once the turn has ended.
+    async fn perform_steps(
+        &self,
+        run: &mut Run,
+        steps: &mut VecDeque<Step>,
+    ) -> Result<bool, Stopped> {
+        while let Some(step) = steps.pop_front() {
+            match step {
+                Step::Append(batch) => {
+                    let ends = batch.ends;
+                    let input = self.commit(run, batch).await?;
+                    if ends && matches!(input, Input::Committed(_)) {
+                        return Ok(true);
+                    }
+                    let generation = run.machine.state().generation;
+                    steps.extend(self.handle(run, input));
+                    if run.machine.state().generation > generation {
+                        crash::point("after-generation");
+                        let generation = run.machine.state().generation;
+                        run.hands.generation_is_durable(generation, &mut run.tasks);
+                    }
+                    for call in std::mem::take(&mut run.settled) {
+                        run.hands.settled(&call, &mut run.tasks);
+                    }
+                }
+                Step::CallModel { purpose, messages } => {
+                    crash::point("after-turn-start");
+                    self.ask(run, purpose, messages);
+                }
+                Step::CancelModel => {
+                    if let Some(model) = &run.model {
+                        model.cancel();
+                    }
+                }
+                Step::RunTool { call, name, input, fresh } => {
+                    crash::point("after-answer");
+                    let generation = run.machine.state().generation;
+                    let wanted = Wanted { call, name, input, fresh };
+                    run.hands.want(wanted, generation, &mut run.tasks);
+                    crash::point("tool-running");
+                }
+                Step::CancelTool { call } => run.hands.cancel(&call, &mut run.tasks),
+                Step::WakeAt(at) => run.wake = Some(run.wake.map_or(at, |wake| wake.min(at))),
+            }
+        }
+        Ok(false)
+    }
+
+    fn ask(&self, run: &mut Run, purpose: Purpose, messages: Vec<vaquero_core::Message>) {
+        metrics::counter!("vaquero_model_requests_total").increment(1);
+        let facts = run.machine.facts();
+        let cancel = CancellationToken::new();
+        run.model = Some(cancel.clone());
+        let ask = Ask {
+            world: self.world.clone(),
+            session: self.lease.session.clone(),
+            thread: facts.thread.clone(),
+            request: ask::request(&facts.agent, messages, self.config.max_tokens),
+            quiet: purpose == Purpose::Compaction,
+            cancel,
+        };
+        let report = run.report.clone();
+        run.tasks.spawn(async move {
+            let input = match ask.perform().await {
+                Ok(answer) => Input::Answered(answer),
+                Err(failure) => Input::Failed(failure),
+            };
+            drop(report.send(Happened::Input(input)));
+        });
+    }
+
+    /// Makes a batch durable; answers with what the machine is to be told.
+    async fn commit(&self, run: &mut Run, batch: Batch) -> Result<Input, Stopped> {
+        let point = passing(&batch);
+        crash::point(point);
+        let seen = run.machine.state().seq;
+        let writes = self.writes(run, &batch, seen);
+        let committed = self.commit_surely(writes).await;
+        if point == "before-result" && committed.is_ok() {
+            crash::point("after-result");
+        }
+        match committed {
+            Ok(placed) => {
+                let contiguous = placed.first().is_none_or(|(seq, _)| *seq == seen + 1);
+                if contiguous {
+                    let records = batch.records.into_iter().zip(placed);
+                    let records = records.map(|(new, (seq, at))| Record { seq, at, new });
+                    return Ok(Input::Committed(records.collect()));
+                }
+                Ok(Input::Committed(self.read_after(seen).await?))
+            }
+            Err(CommitError::Grown) => Ok(Input::Grown(self.read_after(seen).await?)),
+            Err(CommitError::Store(error)) => Err(error.into()),
+            Err(
+                CommitError::LeaseLost { .. }
+                | CommitError::Changed
+                | CommitError::Duplicate { .. }
+                | CommitError::NotFound
+                | CommitError::Answered,
+            ) => Err(Stopped::LeaseLost),
+        }
+    }
+
+    fn writes(&self, run: &mut Run, batch: &Batch, seen: Seq) -> Vec<Write> {
+        let mut writes = vec![Write::Append(Append {
+            session: self.lease.session.clone(),
+            author: Author::Worker { epoch: self.lease.epoch, seen: batch.ends.then_some(seen) },
+            records: batch.records.clone(),
+            change: SessionChange {
+                status: batch.status,
+                gate: batch.gate.clone(),
+                usage: batch.usage,
+                activity: batch.activity,
+                ready: batch.ends.then_some(false),
+                progress: batch.progress,
+                ..SessionChange::default()
+            },
+        })];
+        if batch.ends && run.folded_bytes > SNAPSHOT_EVERY {
+            run.folded_bytes = 0;
+            let state = run.machine.state();
+            let snapshot = Snapshot {
+                seq: state.seq,
+                version: vaquero_core::state::STATE_VERSION,
+                body: state.to_snapshot(),
+            };
+            writes.push(Write::PutSnapshot { session: self.lease.session.clone(), snapshot });
+        }
+        writes
+    }
+
+    /// Repeats a commit whose outcome is unknown; appends are idempotent.
+    async fn commit_surely(
+        &self,
+        writes: Vec<Write>,
+    ) -> Result<Vec<(Seq, Timestamp)>, CommitError> {
+        let mut attempt = 1;
+        loop {
+            let outcome = self.world.store.commit(writes.clone(), self.world.clock.now()).await;
+            match outcome {
+                Ok(mut committed) => return Ok(committed.appended.pop().unwrap_or_default()),
+                Err(CommitError::Store(error)) if attempt < COMMIT_ATTEMPTS => {
+                    tracing::warn!(session = %self.lease.session, %error, attempt, "a commit failed; repeating it");
+                    tokio::time::sleep(Duration::from_millis(50 << attempt)).await;
+                    attempt += 1;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    async fn read_after(&self, seen: Seq) -> Result<Vec<Record>, Stopped> {
+        let mut all = Vec::new();
+        let mut after = seen;
+        loop {
+            let records = self.world.store.read(&self.lease.session, after, READ).await?;
+            let Some(last) = records.last() else { return Ok(all) };
+            after = last.seq;
+            all.extend(records);
+        }
+    }
+
+    async fn renew(&self) -> Result<(), Stopped> {
+        let now = self.world.clock.now();
+        match self.world.store.renew(&self.lease, self.config.lease, now).await {
+            Ok(()) => Ok(()),
+            Err(CommitError::Store(error)) => {
+                tracing::warn!(%error, "the lease could not be renewed yet");
+                Ok(())
+            }
+            Err(_) => Err(Stopped::LeaseLost),
+        }
+    }
+}
+
+/// Which crash point lies before a batch.
+fn passing(batch: &Batch) -> &'static str {
+    let has = |name: &str| batch.records.iter().any(|record| record.event_type == name);
+    if batch.ends {
+        "before-idle"
+    } else if has("span.model_request_end") {
+        "before-answer"
+    } else if has("agent.tool_result") {
+        "before-result"
+    } else if has("span.model_request_start") {
+        "before-turn-start"
+    } else {
+        "before-generation"
+    }
+}
