@@ -1,1 +1,334 @@
-//! Written next.
+//! Environments: where the tools of a session run, what they may reach and what is installed there. Always stored and shown fully resolved.
+
+use crate::{EnvironmentId, Fields, Invalid, Patch, Timestamp};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::collections::BTreeMap;
+
+/// An environment, as stored and as shown.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Environment {
+    /// Always `environment`.
+    #[serde(rename = "type")]
+    pub kind: EnvironmentKind,
+    /// Its id.
+    pub id: EnvironmentId,
+    /// Unique within the workspace, 1 to 256 characters.
+    pub name: String,
+    /// At most 2,048 characters.
+    pub description: Option<String>,
+    /// Where tools run.
+    pub config: Config,
+    /// At most 16 pairs.
+    pub metadata: BTreeMap<String, String>,
+    /// Who may use it.
+    pub scope: Scope,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// When it last changed.
+    pub updated_at: Timestamp,
+    /// When it was archived.
+    pub archived_at: Option<Timestamp>,
+}
+
+/// The constant `environment`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EnvironmentKind {
+    /// The constant.
+    #[default]
+    Environment,
+}
+
+/// Who may use an environment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Scope {
+    /// Everybody in the organization.
+    #[default]
+    Organization,
+    /// The account that made it.
+    Account,
+}
+
+/// Where tools run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum Config {
+    /// In sandboxes of this server.
+    Cloud {
+        /// What they may reach.
+        networking: Networking,
+        /// What is installed in them.
+        packages: Packages,
+    },
+    /// On workers of the customer.
+    SelfHosted,
+}
+
+/// What a sandbox may reach.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum Networking {
+    /// The public internet.
+    Unrestricted,
+    /// Named hosts.
+    Limited {
+        /// Hosts, or `*.` and a domain.
+        allowed_hosts: Vec<String>,
+        /// Also the MCP servers of the agent.
+        allow_mcp_servers: bool,
+        /// Also the registries of the package managers.
+        allow_package_managers: bool,
+    },
+}
+
+/// Packages by manager, each in the manager's own notation.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Packages {
+    /// Always `packages`.
+    #[serde(rename = "type")]
+    pub kind: PackagesKind,
+    /// Debian packages.
+    pub apt: Vec<String>,
+    /// Rust crates with programs.
+    pub cargo: Vec<String>,
+    /// Ruby gems.
+    pub gem: Vec<String>,
+    /// Go programs.
+    pub go: Vec<String>,
+    /// Node packages.
+    pub npm: Vec<String>,
+    /// Python packages.
+    pub pip: Vec<String>,
+}
+
+/// The constant `packages`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PackagesKind {
+    /// The constant.
+    #[default]
+    Packages,
+}
+
+impl Default for Packages {
+    fn default() -> Self {
+        let none = Vec::new;
+        Self {
+            kind: PackagesKind::Packages,
+            apt: none(),
+            cargo: none(),
+            gem: none(),
+            go: none(),
+            npm: none(),
+            pip: none(),
+        }
+    }
+}
+
+impl Packages {
+    /// Whether nothing is to be installed.
+    pub fn is_empty(&self) -> bool {
+        [&self.apt, &self.cargo, &self.gem, &self.go, &self.npm, &self.pip]
+            .iter()
+            .all(|list| list.is_empty())
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self::Cloud { networking: Networking::Unrestricted, packages: Packages::default() }
+    }
+}
+
+/// A create or update request, decoded and resolved.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EnvironmentDraft {
+    /// The name.
+    pub name: String,
+    /// The description.
+    pub description: Option<String>,
+    /// Where tools run.
+    pub config: Config,
+    /// The metadata.
+    pub metadata: BTreeMap<String, String>,
+    /// Who may use it.
+    pub scope: Scope,
+}
+
+impl EnvironmentDraft {
+    /// Decodes the body of `POST /v1/environments`.
+    pub fn decode(mut body: Fields) -> Result<Self, Invalid> {
+        let draft = Self {
+            name: body.required_text("name", 1, 256)?,
+            description: body.text("description", 0, 2_048)?,
+            config: match body.object("config")? {
+                Some(config) => decode_config(config, None)?,
+                None => Config::default(),
+            },
+            metadata: body.metadata("metadata")?,
+            scope: scope(&mut body, Scope::default())?,
+        };
+        body.finish()?;
+        Ok(draft)
+    }
+
+    /// Decodes the body of `POST /v1/environments/{environment_id}` against the stored environment.
+    pub fn decode_update(mut body: Fields, stored: &Environment) -> Result<Self, Invalid> {
+        let name = body.text("name", 1, 256)?.unwrap_or_else(|| stored.name.clone());
+        let description = if body.has("description") {
+            body.text("description", 0, 2_048)?
+        } else {
+            stored.description.clone()
+        };
+        let draft = Self {
+            name,
+            description,
+            config: match body.object("config")? {
+                Some(config) => decode_config(config, Some(&stored.config))?,
+                None => stored.config.clone(),
+            },
+            metadata: body.patch_metadata("metadata", &stored.metadata, true)?,
+            scope: scope(&mut body, stored.scope)?,
+        };
+        body.finish()?;
+        Ok(draft)
+    }
+}
+
+fn scope(body: &mut Fields, stored: Scope) -> Result<Scope, Invalid> {
+    match body.string("scope")?.as_deref() {
+        None => Ok(stored),
+        Some("organization") => Ok(Scope::Organization),
+        Some("account") => Ok(Scope::Account),
+        Some(other) => {
+            Err(crate::fields::one_of(&body.at("scope"), other, &["organization", "account"]))
+        }
+    }
+}
+
+/// Decodes `config`; what is left out of an update keeps what is stored.
+fn decode_config(mut fields: Fields, stored: Option<&Config>) -> Result<Config, Invalid> {
+    let kind = fields.tag()?;
+    let changes = |wanted: bool| {
+        stored.is_some() && !wanted
+    };
+    match kind.as_str() {
+        "self_hosted" => {
+            if changes(matches!(stored, Some(Config::SelfHosted))) {
+                return Err(type_change(&fields));
+            }
+            fields.finish()?;
+            Ok(Config::SelfHosted)
+        }
+        "cloud" => {
+            let (networking, packages) = match stored {
+                None => (Networking::Unrestricted, Packages::default()),
+                Some(Config::Cloud { networking, packages }) => {
+                    (networking.clone(), packages.clone())
+                }
+                Some(Config::SelfHosted) => return Err(type_change(&fields)),
+            };
+            let networking = match fields.patch("networking") {
+                Patch::Absent => networking,
+                Patch::Null => Networking::Unrestricted,
+                Patch::Set(value) => decode_networking(value, &fields.at("networking"), &networking)?,
+            };
+            let packages = match fields.patch("packages") {
+                Patch::Absent => packages,
+                Patch::Null => Packages::default(),
+                Patch::Set(value) => decode_packages(value, &fields.at("packages"), packages)?,
+            };
+            if let Networking::Limited { allow_package_managers: false, .. } = &networking
+                && !packages.is_empty()
+            {
+                let reason = "packages under limited networking need `allow_package_managers: true`";
+                return Err(fields.invalid("packages", reason));
+            }
+            fields.finish()?;
+            Ok(Config::Cloud { networking, packages })
+        }
+        _ => Err(fields.unknown_tag(&kind, &["cloud", "self_hosted"])),
+    }
+}
+
+fn type_change(fields: &Fields) -> Invalid {
+    fields
+        .invalid("type", "the type of an environment cannot be changed; create another one")
+        .with_error_code("invalid_config_type_change")
+}
+
+fn decode_networking(value: Value, path: &str, stored: &Networking) -> Result<Networking, Invalid> {
+    let mut fields = Fields::new(value, path)?;
+    let kind = fields.tag()?;
+    let networking = match kind.as_str() {
+        "unrestricted" => Networking::Unrestricted,
+        "limited" => {
+            let (hosts, mcp, managers) = match stored {
+                Networking::Limited { allowed_hosts, allow_mcp_servers, allow_package_managers } => {
+                    (allowed_hosts.clone(), *allow_mcp_servers, *allow_package_managers)
+                }
+                Networking::Unrestricted => (Vec::new(), false, false),
+            };
+            Networking::Limited {
+                allowed_hosts: fields
+                    .list("allowed_hosts", 1_000, |value, at| {
+                        let host = crate::fields::string(value, &at)?;
+                        check_host(&host, &at)?;
+                        Ok(host)
+                    })?
+                    .unwrap_or(hosts),
+                allow_mcp_servers: fields.boolean("allow_mcp_servers")?.unwrap_or(mcp),
+                allow_package_managers: fields.boolean("allow_package_managers")?.unwrap_or(managers),
+            }
+        }
+        _ => return Err(fields.unknown_tag(&kind, &["unrestricted", "limited"])),
+    };
+    fields.finish()?;
+    Ok(networking)
+}
+
+fn check_host(host: &str, at: &str) -> Result<(), Invalid> {
+    let name = host.strip_prefix("*.").unwrap_or(host);
+    let label = |label: &str| {
+        !label.is_empty()
+            && label.len() <= 63
+            && label.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_')
+    };
+    if host.len() <= 253 && !name.is_empty() && name.split('.').all(label) {
+        return Ok(());
+    }
+    Err(Invalid::new(at, "expected a host such as `example.com` or `*.example.com`, without scheme, port or path"))
+}
+
+fn decode_packages(value: Value, path: &str, stored: Packages) -> Result<Packages, Invalid> {
+    let mut fields = Fields::new(value, path)?;
+    if let Some(kind) = fields.string("type")?
+        && kind != "packages"
+    {
+        return Err(fields.unknown_tag(&kind, &["packages"]));
+    }
+    let mut list = |name: &str, stored: Vec<String>| {
+        let list = fields.list(name, 1_000, |value, at| {
+            let package = crate::fields::string(value, &at)?;
+            crate::fields::length(&package, &at, 1, 512)?;
+            if package.starts_with('-') || package.chars().any(|c| c.is_control() || c.is_whitespace()) {
+                return Err(Invalid::new(at, "is not the name of a package"));
+            }
+            Ok(package)
+        })?;
+        Ok::<Vec<String>, Invalid>(list.unwrap_or(stored))
+    };
+    let packages = Packages {
+        kind: PackagesKind::Packages,
+        apt: list("apt", stored.apt)?,
+        cargo: list("cargo", stored.cargo)?,
+        gem: list("gem", stored.gem)?,
+        go: list("go", stored.go)?,
+        npm: list("npm", stored.npm)?,
+        pip: list("pip", stored.pip)?,
+    };
+    fields.finish()?;
+    Ok(packages)
+}

@@ -96,3 +96,11 @@ pub(crate) fn landlock() -> io::Result<bool> {
 pub(crate) fn seal(filters: &[Program]) -> io::Result<()> {
     filters.iter().try_for_each(|filter| sys::seccomp(filter))
 }
+
+/// The Landlock version of this kernel, if it has any.
+pub(crate) fn landlock_abi() -> Option<i32> {
+    match landlock::LandlockStatus::current() {
+        landlock::LandlockStatus::Available { kernel_abi, .. } => Some(kernel_abi),
+        _ => None,
+    }
+}

@@ -69,8 +69,8 @@ pub(crate) struct Reply {
 pub(crate) enum Answer {
     /// To `Hello`.
     Hello { version: u32, pid: u32, limits: Option<LimitsBy> },
-    /// A stream to the sandbox's PID 1 comes with this message. `fresh`: it was just made.
-    Stream { generation: u64, fresh: bool },
+    /// A stream to the sandbox's PID 1 comes with this message.
+    Stream { generation: u64 },
     /// No such sandbox, or another generation of it.
     Absent { alive: Option<u64> },
     /// Done.

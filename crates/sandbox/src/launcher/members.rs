@@ -1,0 +1,306 @@
+//! One sandbox as the launcher sees it: being made, living, dying.
+//! It must never wait for a child: what takes time is polled for by the office.
+
+use std::collections::BTreeMap;
+use std::ffi::CString;
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal};
+
+use super::cgroup::Group;
+use super::child::{self, CONTROL_FD, Plan, Walls};
+use super::rootfs::{RootPlan, SESSION_DIRS, c_path};
+use super::start::Ready;
+use super::sys::{self, Cloned};
+use super::uids::{IdMapping, RANGE};
+use super::{Trouble, now, probe};
+use crate::seam::{Limits, SandboxKey};
+
+/// A child that has not become PID 1 within this time never will.
+const START_TIMEOUT: Duration = Duration::from_secs(20);
+
+const SEARCH_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// What is asked for.
+pub(crate) struct Order<'a> {
+    pub(crate) key: &'a SandboxKey,
+    pub(crate) generation: u64,
+    pub(crate) limits: Limits,
+    pub(crate) env: &'a BTreeMap<String, String>,
+    /// The session's directory, which exists with all its parts.
+    pub(crate) session: PathBuf,
+    /// First host id of its range; `None` with a single id.
+    pub(crate) base: Option<u32>,
+    pub(crate) isolated: bool,
+}
+
+/// A sandbox.
+pub(crate) struct Member {
+    pub(crate) generation: u64,
+    pub(crate) base: Option<u32>,
+    pub(crate) pidfd: OwnedFd,
+    pid: libc::pid_t,
+    control: OwnedFd,
+    group: Group,
+    isolated: bool,
+    /// Until it has become PID 1: where it would say what failed, and when to give up.
+    pub(crate) starting: Option<(File, Duration)>,
+}
+
+/// A sandbox that was killed, until nothing is left of it.
+pub(crate) struct Dying {
+    pub(crate) key: SandboxKey,
+    pub(crate) pidfd: Option<OwnedFd>,
+    pub(crate) base: Option<u32>,
+    group: Group,
+}
+
+/// Makes the session's directories, owned by the sandbox's ids.
+pub(crate) fn make_session_dirs(session: &Path, base: Option<u32>) -> io::Result<()> {
+    make_dir(session, 0o700)?;
+    for (name, _) in SESSION_DIRS {
+        let dir = session.join(name);
+        if make_dir(&dir, 0o755)?
+            && let Some(base) = base
+        {
+            std::os::unix::fs::lchown(&dir, Some(base), Some(base))?;
+        }
+    }
+    Ok(())
+}
+
+fn make_dir(dir: &Path, mode: u32) -> io::Result<bool> {
+    match fs::DirBuilder::new().mode(mode).create(dir) {
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists && !dir.is_symlink() => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
+impl Member {
+    /// Starts a sandbox. It is ready when its `starting` pipe ends without a word.
+    pub(crate) fn start(order: &Order<'_>, ready: &Ready) -> Result<Self, Trouble> {
+        let failed = |what: &'static str| move |e: io::Error| probe::explain(what, &e);
+        let kind = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let (control, theirs) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, kind, None)
+                .map_err(|e| failed("make a socket")(e.into()))?;
+        let (go, go_write) =
+            pipe_with(PipeFlags::CLOEXEC).map_err(|e| failed("make a pipe")(e.into()))?;
+        let (starting, failure) =
+            pipe_with(PipeFlags::CLOEXEC).map_err(|e| failed("make a pipe")(e.into()))?;
+        let plan = Plan {
+            walls: walls(order, ready).map_err(failed("open the session's directories"))?,
+            limits: order.limits,
+            degraded: ready.cgroups.is_none(),
+            filters: &ready.filters,
+            exe: &ready.exe,
+            argv: arguments(order.generation).map_err(failed("name the generation"))?,
+            envp: environment(order).map_err(failed("set the environment"))?,
+            control: theirs,
+            go,
+            failure,
+        };
+        let flags = if order.isolated { sys::NAMESPACES } else { 0 };
+        let (pid, pidfd) = match sys::clone_process(flags).map_err(failed("create namespaces"))? {
+            Cloned::Child => child::run(plan),
+            Cloned::Parent { pid, pidfd } => (pid, pidfd),
+        };
+        drop(plan);
+        let mut member = Self {
+            generation: order.generation,
+            base: order.base,
+            pidfd,
+            pid,
+            control,
+            group: Group::default(),
+            isolated: order.isolated,
+            starting: Some((File::from(starting), now() + START_TIMEOUT)),
+        };
+        match member.admit(order, ready, File::from(go_write)) {
+            Ok(()) => Ok(member),
+            Err(trouble) => {
+                member.abandon();
+                Err(trouble)
+            }
+        }
+    }
+
+    /// Maps the child's ids and puts it into its group, while it already builds its root.
+    fn admit(&mut self, order: &Order<'_>, ready: &Ready, mut go: File) -> Result<(), Trouble> {
+        if order.isolated {
+            map_ids(self.pid, order.base).map_err(|e| probe::explain("map user ids", &e))?;
+        }
+        go.write_all(b"m").map_err(|e| probe::explain("start the child", &e))?;
+        if let Some(cgroups) = &ready.cgroups {
+            let name = format!("{}.{}", order.key.session, order.key.name);
+            self.group = cgroups
+                .create(&name, &order.limits)
+                .map_err(|e| probe::explain("make a cgroup", &e))?;
+            self.group.add(self.pid).map_err(|e| probe::explain("enter the cgroup", &e))?;
+        }
+        go.write_all(b"c").map_err(|e| probe::explain("start the child", &e))
+    }
+
+    /// Ends a child that never became a sandbox, and waits: it dies at once.
+    fn abandon(mut self) {
+        self.kill();
+        drop(rustix::process::waitid(WaitId::PidFd(std::os::fd::AsFd::as_fd(&self.pidfd)), WaitIdOptions::EXITED));
+        while !self.group.remove() {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// What the starting child had to say: `None` while it is still at it.
+    pub(crate) fn progress(&mut self) -> Option<Result<(), Trouble>> {
+        let (pipe, _) = self.starting.as_mut()?;
+        let mut text = [0; 512];
+        let count = match pipe.read(&mut text) {
+            Ok(count) => count,
+            Err(error) => return Some(Err(probe::explain("hear from the child", &error))),
+        };
+        self.starting = None;
+        if count == 0 {
+            return Some(Ok(()));
+        }
+        let said = String::from_utf8_lossy(&text[..count]).trim().to_owned();
+        let (errno, step) = said.split_once(' ').unwrap_or(("0", &said));
+        Some(Err(probe::explain_step(step, errno.parse().unwrap_or(0))))
+    }
+
+    /// Makes a fresh stream to PID 1 and returns the server's end.
+    pub(crate) fn connect(&self) -> io::Result<OwnedFd> {
+        let (ours, theirs) =
+            socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+        super::wire::send_bytes(&self.control, b"c", Some(std::os::fd::AsFd::as_fd(&theirs)))?;
+        Ok(ours)
+    }
+
+    /// Kills everything in it.
+    fn kill(&mut self) {
+        if !self.isolated {
+            kill_descendants(self.pid);
+        }
+        // It may be gone already; the pidfd makes sure that nobody else is hit.
+        drop(pidfd_send_signal(&self.pidfd, Signal::KILL));
+    }
+
+    /// Kills it and keeps what is left, to be collected.
+    pub(crate) fn die(mut self, key: SandboxKey) -> Dying {
+        self.kill();
+        Dying { key, pidfd: Some(self.pidfd), base: self.base, group: self.group }
+    }
+}
+
+impl Dying {
+    /// Collects what has ended; true when nothing is left.
+    pub(crate) fn collect(&mut self) -> bool {
+        if let Some(pidfd) = &self.pidfd {
+            let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+            match rustix::process::waitid(WaitId::PidFd(std::os::fd::AsFd::as_fd(pidfd)), options) {
+                Ok(None) => return false,
+                // PID 1 is collected only after everything else in its namespace is gone.
+                Ok(Some(_)) | Err(_) => self.pidfd = None,
+            }
+        }
+        self.group.remove()
+    }
+}
+
+fn walls(order: &Order<'_>, ready: &Ready) -> io::Result<Walls> {
+    if !order.isolated {
+        return Ok(Walls::UnsafeHost { workspace: c_path(&order.session.join("workspace"))? });
+    }
+    // Only the owner of the mount namespace may clone mounts; a user's child does it by path.
+    let trees = IdMapping::detect() == IdMapping::Ranges;
+    let pid_max = ready.cgroups.is_none();
+    let root = RootPlan::new(&ready.skeleton, &order.session, trees, order.limits, pid_max)?;
+    Ok(Walls::Isolated { root: Box::new(root), own_ids: order.base.is_some() })
+}
+
+fn arguments(generation: u64) -> io::Result<Vec<CString>> {
+    ["vaquero", "hand", "--control-fd", &CONTROL_FD.to_string(), "--generation", &generation.to_string()]
+        .into_iter()
+        .map(|arg| Ok(CString::new(arg)?))
+        .collect()
+}
+
+fn environment(order: &Order<'_>) -> io::Result<Vec<CString>> {
+    let home = if order.isolated {
+        "/root".to_owned()
+    } else {
+        order.session.join("home").to_string_lossy().into_owned()
+    };
+    let fixed = [("PATH", SEARCH_PATH), ("HOME", &home), ("LANG", "C.UTF-8"), ("TERM", "dumb")];
+    let mut all: BTreeMap<&str, &str> = fixed.into();
+    all.extend(order.env.iter().map(|(name, value)| (name.as_str(), value.as_str())));
+    all.iter().map(|(name, value)| Ok(CString::new(format!("{name}={value}"))?)).collect()
+}
+
+fn map_ids(pid: libc::pid_t, base: Option<u32>) -> io::Result<()> {
+    let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    let (uids, gids) = match base {
+        Some(base) => (format!("0 {base} {RANGE}"), format!("0 {base} {RANGE}")),
+        None => {
+            // Without this the kernel lets no ordinary user map a group.
+            fs::write(format!("/proc/{pid}/setgroups"), "deny")?;
+            (format!("0 {uid} 1"), format!("0 {gid} 1"))
+        }
+    };
+    fs::write(format!("/proc/{pid}/uid_map"), uids)?;
+    fs::write(format!("/proc/{pid}/gid_map"), gids)
+}
+
+/// Kills every process that descends from `root`, again and again until none is found. Without a pid
+/// namespace this is the best there is: `hand` adopts orphans, so none escapes by forking twice.
+fn kill_descendants(root: libc::pid_t) {
+    for _ in 0..50 {
+        let found = descendants(root);
+        if found.is_empty() {
+            return;
+        }
+        for pid in found {
+            let Some(pid) = Pid::from_raw(pid) else { continue };
+            if let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) {
+                drop(pidfd_send_signal(&pidfd, Signal::KILL));
+            }
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn descendants(root: libc::pid_t) -> Vec<libc::pid_t> {
+    let mut parents = BTreeMap::new();
+    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    for entry in entries.flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse().ok()) else { continue };
+        let Ok(stat) = fs::read_to_string(entry.path().join("stat")) else { continue };
+        // The command's name may hold anything, but nothing after its last parenthesis does.
+        let Some((_, rest)) = stat.rsplit_once(") ") else { continue };
+        let mut rest = rest.split(' ');
+        let (state, parent) = (rest.next(), rest.next().and_then(|p| p.parse().ok()));
+        if let (Some(state), Some(parent)) = (state, parent)
+            && state != "Z"
+        {
+            parents.insert(pid, parent);
+        }
+    }
+    let descends = |mut pid: libc::pid_t| {
+        for _ in 0..parents.len() {
+            match parents.get(&pid) {
+                Some(&parent) if parent == root => return true,
+                Some(&parent) => pid = parent,
+                None => return false,
+            }
+        }
+        false
+    };
+    parents.keys().copied().filter(|&pid| pid != root && descends(pid)).collect()
+}

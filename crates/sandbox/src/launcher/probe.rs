@@ -1,0 +1,210 @@
+//! What this machine can do: each wall tried on its own, and what a failure means for the operator.
+//! It must change nothing: whatever it makes is gone when it returns.
+
+use std::fs;
+use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
+
+use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
+use rustix::process::{WaitId, WaitIdOptions};
+
+use super::cgroup::Cgroups;
+use super::sys::{self, Cloned};
+use super::uids::IdMapping;
+use super::{Trouble, lockdown};
+use crate::report::{Report, Wall, WallState};
+use crate::seam::LimitsBy;
+
+const SYSCTL_MAX: &str = "/proc/sys/user/max_user_namespaces";
+const SYSCTL_DEBIAN: &str = "/proc/sys/kernel/unprivileged_userns_clone";
+const SYSCTL_APPARMOR: &str = "/proc/sys/kernel/apparmor_restrict_unprivileged_userns";
+
+/// A step's failure, and what to do about it.
+pub(crate) fn explain(step: &str, error: &io::Error) -> Trouble {
+    match error.raw_os_error() {
+        Some(errno) => explain_step(&format!("{step}: {error}"), errno),
+        None => Trouble::new(format!("cannot {step}: {error}"), general_fix()),
+    }
+}
+
+/// The same, from a step and an error number.
+pub(crate) fn explain_step(step: &str, errno: i32) -> Trouble {
+    let what = format!("cannot {step}");
+    let fix = match errno {
+        libc::ENOSPC if step.starts_with("create namespaces") => {
+            let now = fs::read_to_string(SYSCTL_MAX).unwrap_or_default();
+            return Trouble::new(
+                format!("{what} (user.max_user_namespaces={})", now.trim()),
+                "sysctl user.max_user_namespaces=15000, or run as root",
+            );
+        }
+        libc::EPERM if step.starts_with("create namespaces") => namespace_fix(),
+        libc::ENOSPC => "free disk space or inodes in the data directory",
+        libc::EPERM | libc::EACCES if step.starts_with("mount /proc") => {
+            "an outer container hides parts of /proc: start it with an unmasked /proc \
+             (Docker: --security-opt systempaths=unconfined), or run on the host"
+        }
+        libc::EPERM | libc::EACCES if switched_on(SYSCTL_APPARMOR) => APPARMOR_FIX,
+        libc::EPERM | libc::EACCES if step.starts_with("map user ids") => {
+            "run as root with the whole range of user ids, or as an ordinary user of the host"
+        }
+        libc::ENOSYS => "use Linux 5.12 or later, outside of a container that blocks system calls",
+        libc::EMFILE | libc::ENFILE => "raise the limit of open files (ulimit -n)",
+        libc::ENOMEM => "free memory, or raise the memory limit of the server's own cgroup",
+        libc::EAGAIN => "raise the limit of processes (ulimit -u, or pids.max of the server's cgroup)",
+        _ => general_fix(),
+    };
+    Trouble::new(what, fix)
+}
+
+fn general_fix() -> &'static str {
+    "run `vaquero doctor` for each wall on its own"
+}
+
+const APPARMOR_FIX: &str = "sysctl kernel.apparmor_restrict_unprivileged_userns=0, or run as root";
+
+fn switched_on(sysctl: &str) -> bool {
+    fs::read_to_string(sysctl).is_ok_and(|v| v.trim() == "1")
+}
+
+fn namespace_fix() -> &'static str {
+    if fs::read_to_string(SYSCTL_DEBIAN).is_ok_and(|v| v.trim() == "0") {
+        "sysctl kernel.unprivileged_userns_clone=1, or run as root"
+    } else {
+        "run on the host or as root: an outer container's seccomp profile forbids namespaces \
+         (Docker: --security-opt seccomp=unconfined)"
+    }
+}
+
+/// Tries every wall.
+pub(crate) fn examine() -> Report {
+    let walls = vec![
+        namespaces(),
+        user_ids(),
+        limits(),
+        seccomp(),
+        landlock(),
+        executable(),
+    ];
+    Report { walls }
+}
+
+fn wall(name: &'static str, state: WallState, detail: impl Into<String>, fix: &str) -> Wall {
+    Wall { name: name.to_owned(), state, detail: detail.into(), fix: fix.to_owned() }
+}
+
+fn namespaces() -> Wall {
+    match try_namespaces() {
+        Ok(()) => wall("namespaces", WallState::Ok, "user, mount, pid, net, uts and ipc", ""),
+        Err(Trouble { what, fix }) => wall("namespaces", WallState::Missing, what, &fix),
+    }
+}
+
+/// A child in all namespaces that mounts `/proc`, the step outer containers forbid most often.
+fn try_namespaces() -> Result<(), Trouble> {
+    let pipe = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC);
+    let ((go, go_write), (said, say)) = match (pipe(), pipe()) {
+        (Ok(a), Ok(b)) => (a, b),
+        (Err(e), _) | (_, Err(e)) => return Err(explain("make a pipe", &e.into())),
+    };
+    let cloned = sys::clone_process(sys::NAMESPACES).map_err(|e| explain("create namespaces", &e))?;
+    let (pid, pidfd) = match cloned {
+        Cloned::Parent { pid, pidfd } => (pid, pidfd),
+        Cloned::Child => {
+            drop(go_write);
+            let mut say = fs::File::from(say);
+            if let Err((step, error)) = probe_child(fs::File::from(go)) {
+                drop(write!(say, "{} {step}: {error}", error.raw_os_error().unwrap_or(0)));
+            }
+            sys::exit_now(0)
+        }
+    };
+    drop((go, say));
+    let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    let mapped = fs::write(format!("/proc/{pid}/setgroups"), "deny")
+        .and_then(|()| fs::write(format!("/proc/{pid}/uid_map"), format!("0 {uid} 1")))
+        .and_then(|()| fs::write(format!("/proc/{pid}/gid_map"), format!("0 {gid} 1")));
+    if mapped.is_ok() {
+        drop(fs::File::from(go_write).write_all(b"m"));
+    } else {
+        drop(go_write);
+    }
+    let mut text = String::new();
+    drop(fs::File::from(said).read_to_string(&mut text));
+    drop(rustix::process::waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED));
+    mapped.map_err(|e| explain("map user ids", &e))?;
+    match text.split_once(' ') {
+        None => Ok(()),
+        Some((errno, step)) => Err(explain_step(step, errno.parse().unwrap_or(0))),
+    }
+}
+
+fn probe_child(mut go: fs::File) -> Result<(), (&'static str, io::Error)> {
+    go.read_exact(&mut [0]).map_err(|e| ("map user ids", e))?;
+    let private = MountPropagationFlags::REC | MountPropagationFlags::PRIVATE;
+    mount_change("/", private).map_err(|e| ("make mounts private", e.into()))?;
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    mount("proc", "/proc", "proc", flags, None).map_err(|e| ("mount /proc", e.into()))?;
+    sys::loopback_up().map_err(|e| ("bring loopback up", e))
+}
+
+fn user_ids() -> Wall {
+    match IdMapping::detect() {
+        IdMapping::Ranges => wall("user ids", WallState::Ok, "a range of its own for each session", ""),
+        IdMapping::Single => wall(
+            "user ids",
+            WallState::Degraded,
+            "sandboxes run as the server's own user, and have no other ids inside",
+            "run as root for ids that no two sandboxes share",
+        ),
+    }
+}
+
+fn limits() -> Wall {
+    let name = format!("probe-{}", std::process::id());
+    match Cgroups::open(&name) {
+        Ok(cgroups) => {
+            let by = match cgroups.by() {
+                LimitsBy::V2 => "cgroup v2",
+                LimitsBy::V1 => "cgroup v1",
+            };
+            cgroups.close();
+            wall("limits", WallState::Ok, format!("memory, processes and CPU by {by}"), "")
+        }
+        Err(none) => wall("limits", WallState::Missing, none.what, none.fix),
+    }
+}
+
+fn seccomp() -> Wall {
+    let actions = fs::read_to_string("/proc/sys/kernel/seccomp/actions_avail").unwrap_or_default();
+    if actions.split_whitespace().any(|a| a == "kill_process") {
+        wall("seccomp", WallState::Ok, "system calls are filtered by a list of allowed ones", "")
+    } else {
+        let fix = "use a kernel with CONFIG_SECCOMP_FILTER";
+        wall("seccomp", WallState::Missing, "the kernel has no system call filters", fix)
+    }
+}
+
+fn landlock() -> Wall {
+    match lockdown::landlock_abi() {
+        Some(abi) => wall("landlock", WallState::Ok, format!("ABI {abi}"), ""),
+        None => wall(
+            "landlock",
+            WallState::Degraded,
+            "the kernel has no Landlock; mounts and seccomp hold without it",
+            "use Linux 5.13 or later with landlock in the lsm= list",
+        ),
+    }
+}
+
+fn executable() -> Wall {
+    match super::start::sealed_exe() {
+        Ok(_) => wall("executable", WallState::Ok, "PID 1 runs from a sealed memfd", ""),
+        Err(error) => wall(
+            "executable",
+            WallState::Missing,
+            format!("cannot seal a copy of the executable: {error}"),
+            "sysctl vm.memfd_noexec=0",
+        ),
+    }
+}
