@@ -1,1 +1,29 @@
-//! Placeholder.
+//! The HTTP face: the Claude Managed Agents API. It checks, commits and shows; it never runs a turn.
+//!
+//! One endpoint, one file: `POST /v1/agents` is `agents/create.rs`. [`routes`] is the table of all of them.
+
+mod agents;
+mod app;
+mod auth;
+mod body;
+mod change;
+mod cursor;
+mod documents;
+mod edge;
+mod environments;
+mod events;
+mod health;
+pub mod keys;
+mod models;
+pub mod openapi;
+mod query;
+mod rates;
+mod reject;
+pub mod routes;
+mod sessions;
+mod threads;
+
+pub use app::{App, Parts, Settings};
+pub use models::ModelList;
+pub use rates::Rates;
+pub use routes::router;

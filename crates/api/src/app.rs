@@ -1,0 +1,96 @@
+//! What every handler works with.
+
+use crate::{
+    ModelList,
+    auth::KeyCache,
+    change::Twins,
+    rates::{Limiter, Rates},
+};
+use std::{sync::Arc, time::Duration};
+use tokio::sync::mpsc::UnboundedSender;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use vaquero_store::{Live, SharedStore};
+use vaquero_types::{Clock, IdGen, SessionId, Timestamp};
+
+/// What the binary hands over.
+pub struct Parts {
+    /// Everything durable.
+    pub store: SharedStore,
+    /// Live deltas.
+    pub live: Arc<dyn Live>,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+    /// New ids.
+    pub ids: Arc<dyn IdGen>,
+    /// The models to list.
+    pub models: ModelList,
+    /// Told of every session whose sandbox and workspace are to go.
+    pub ended: UnboundedSender<SessionId>,
+    /// The text of `GET /metrics`.
+    pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
+    /// Cancelled when the server stops: streams end, new work is refused.
+    pub drain: CancellationToken,
+    /// Limits.
+    pub settings: Settings,
+}
+
+/// Limits of the API.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Largest request body, in bytes.
+    pub body_max: usize,
+    /// How long a request's body may stall.
+    pub body_idle: Duration,
+    /// How often an idle stream says that it is alive.
+    pub keep_alive: Duration,
+    /// Requests a minute.
+    pub rates: Rates,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            body_max: 32 << 20,
+            body_idle: Duration::from_secs(30),
+            keep_alive: Duration::from_secs(10),
+            rates: Rates::default(),
+        }
+    }
+}
+
+/// Shared by all handlers; cheap to clone.
+#[derive(Clone)]
+pub struct App {
+    pub(crate) parts: Arc<Parts>,
+    pub(crate) keys: Arc<KeyCache>,
+    pub(crate) twins: Arc<Twins>,
+    pub(crate) limiter: Arc<Limiter>,
+    pub(crate) streams: TaskTracker,
+}
+
+impl App {
+    /// The application on these parts.
+    pub fn new(parts: Parts) -> Self {
+        Self {
+            limiter: Arc::new(Limiter::new(parts.settings.rates.clone())),
+            parts: Arc::new(parts),
+            keys: Arc::default(),
+            twins: Arc::default(),
+            streams: TaskTracker::new(),
+        }
+    }
+
+    /// Waits until every open stream has ended; call it after the drain has begun.
+    pub async fn streams_ended(&self) {
+        self.streams.close();
+        self.streams.wait().await;
+    }
+
+    pub(crate) fn now(&self) -> Timestamp {
+        self.parts.clock.now()
+    }
+
+    pub(crate) fn new_id(&self) -> u128 {
+        self.parts.ids.next(self.now())
+    }
+}

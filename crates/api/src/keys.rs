@@ -1,0 +1,186 @@
+//! API keys: made once, shown once, kept as a hash.
+
+use crate::app::App;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use vaquero_store::{
+    CommitError, Document, DocumentQuery, Expect, Order, Store, StoreError, Write,
+};
+use vaquero_types::{ApiKeyId, Clock, IdGen, Timestamp, WorkspaceId, id::render};
+
+/// What a key of this server starts with.
+pub const PREFIX: &str = "vq_";
+/// The workspace that holds what belongs to no client.
+const SYSTEM: &str = "wrkspc_system";
+/// The workspace keys open unless another is named.
+pub const DEFAULT_WORKSPACE: &str = "wrkspc_default";
+const KIND: &str = "api_key";
+
+/// A key's record.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ApiKey {
+    /// Its id.
+    pub id: ApiKeyId,
+    /// The workspace it opens.
+    pub workspace: WorkspaceId,
+    /// Its first characters, to recognise it by.
+    pub hint: String,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// When it was revoked.
+    pub revoked_at: Option<Timestamp>,
+}
+
+/// Why a key could not be made or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyError {
+    /// The store refused.
+    #[error("the store failed")]
+    Store(#[from] StoreError),
+    /// The store refused a change.
+    #[error("the key could not be stored")]
+    Commit(#[from] CommitError),
+    /// The system gives no randomness.
+    #[error("the system gives no random numbers: {0}")]
+    Randomness(getrandom::Error),
+    /// The key is too short to be one.
+    #[error("an API key needs at least 16 characters, of visible ASCII")]
+    Weak,
+    /// The name cannot be a workspace's.
+    #[error("a workspace name has 1 to 48 letters, digits, `-` or `_`")]
+    Workspace,
+}
+
+/// The workspace a name stands for.
+pub fn workspace(name: &str) -> Result<WorkspaceId, KeyError> {
+    let name = name.strip_prefix(WorkspaceId::PREFIX).unwrap_or(name);
+    let allowed = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    if name.is_empty() || name.len() > 48 || !name.chars().all(allowed) || name == "system" {
+        return Err(KeyError::Workspace);
+    }
+    Ok(WorkspaceId::from_wire(format!("{}{name}", WorkspaceId::PREFIX)))
+}
+
+/// The digest a key is kept and found by.
+pub fn hash(key: &str) -> String {
+    Sha256::digest(key.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn system() -> WorkspaceId {
+    WorkspaceId::from_wire(SYSTEM)
+}
+
+/// Makes a key for a workspace; the returned text is the only copy.
+pub async fn create(
+    store: &dyn Store,
+    clock: &dyn Clock,
+    ids: &dyn IdGen,
+    workspace: &WorkspaceId,
+) -> Result<(String, ApiKey), KeyError> {
+    let mut random = [0; 32];
+    getrandom::fill(&mut random).map_err(KeyError::Randomness)?;
+    let (high, low) = random.split_at(16);
+    let number = |half: &[u8]| u128::from_be_bytes(half.try_into().unwrap_or_default());
+    let key = format!("{PREFIX}{}{}", render("", number(high)), render("", number(low)));
+    let record = put(store, clock, ids, workspace, &key).await?;
+    Ok((key, record))
+}
+
+/// Accepts a key that the operator chose; accepting it again changes nothing.
+pub async fn accept(
+    store: &dyn Store,
+    clock: &dyn Clock,
+    ids: &dyn IdGen,
+    key: &str,
+) -> Result<(), KeyError> {
+    if key.len() < 16 || !key.chars().all(|c| c.is_ascii_graphic()) {
+        return Err(KeyError::Weak);
+    }
+    if find(store, &hash(key)).await?.is_none() {
+        put(store, clock, ids, &WorkspaceId::from_wire(DEFAULT_WORKSPACE), key).await?;
+    }
+    Ok(())
+}
+
+async fn put(
+    store: &dyn Store,
+    clock: &dyn Clock,
+    ids: &dyn IdGen,
+    workspace: &WorkspaceId,
+    key: &str,
+) -> Result<ApiKey, KeyError> {
+    let now = clock.now();
+    let record = ApiKey {
+        id: ApiKeyId::new(ids.next(now)),
+        workspace: workspace.clone(),
+        hint: format!("{}…", key.chars().take(7).collect::<String>()),
+        created_at: now,
+        revoked_at: None,
+    };
+    let document = document(&record, Some(hash(key)));
+    store.commit(vec![Write::PutDocument { document, expect: Expect::Absent }], now).await?;
+    Ok(record)
+}
+
+fn document(record: &ApiKey, unique_key: Option<String>) -> Document {
+    Document {
+        workspace: system(),
+        kind: KIND.to_owned(),
+        id: record.id.as_str().to_owned(),
+        parent: None,
+        unique_key,
+        created_at: record.created_at,
+        archived_at: record.revoked_at,
+        revision: 0,
+        body: serde_json::to_string(record).expect("a key record is plain data"),
+    }
+}
+
+fn decode(document: &Document) -> Result<ApiKey, StoreError> {
+    serde_json::from_str(&document.body)
+        .map_err(|_| StoreError::Corrupt { what: format!("API key {}", document.id) })
+}
+
+/// The key with this digest, unless it is revoked.
+pub async fn find(store: &dyn Store, hash: &str) -> Result<Option<ApiKey>, StoreError> {
+    let found = store.document_by_key(&system(), KIND, hash).await?;
+    let key = found.as_ref().map(decode).transpose()?;
+    Ok(key.filter(|key| key.revoked_at.is_none()))
+}
+
+/// All keys, newest first, revoked ones too.
+pub async fn list(store: &dyn Store) -> Result<Vec<ApiKey>, StoreError> {
+    let query = DocumentQuery {
+        workspace: system(),
+        kind: KIND.to_owned(),
+        parent: None,
+        include_archived: true,
+        from: None,
+        until: None,
+        order: Order::Descending,
+        cursor: None,
+        limit: 10_000,
+    };
+    store.documents(&query).await?.documents.iter().map(decode).collect()
+}
+
+/// Revokes a key by its id, from the next request on; false if there is no such key.
+pub async fn revoke(app: &App, id: &str) -> Result<bool, KeyError> {
+    let store = app.parts.store.as_ref();
+    let revoked = revoke_in(store, app.parts.clock.as_ref(), id).await?;
+    app.keys.clear();
+    Ok(revoked)
+}
+
+/// Revokes a key in a store that no server has open.
+pub async fn revoke_in(store: &dyn Store, clock: &dyn Clock, id: &str) -> Result<bool, KeyError> {
+    let Some(found) = store.document(&system(), KIND, id).await? else { return Ok(false) };
+    let mut key = decode(&found)?;
+    let now = clock.now();
+    key.revoked_at.get_or_insert(now);
+    let document = Document { body: String::new(), ..found };
+    let body = serde_json::to_string(&key).expect("a key record is plain data");
+    let document = Document { archived_at: key.revoked_at, body, ..document };
+    store.commit(vec![Write::PutDocument { document, expect: Expect::Any }], now).await?;
+    Ok(true)
+}

@@ -1,0 +1,94 @@
+//! The table of all routes.
+
+use crate::{agents, app::App, auth, edge, environments, events, health, models, sessions, threads};
+use axum::{
+    Router,
+    middleware::from_fn_with_state,
+    routing::{get, post},
+};
+
+/// Every endpoint of the API: method, path, the SDK's name for it.
+pub const TABLE: &[(&str, &str, &str)] = &[
+    ("POST", "/v1/agents", "agents.create"),
+    ("GET", "/v1/agents", "agents.list"),
+    ("GET", "/v1/agents/{agent_id}", "agents.retrieve"),
+    ("POST", "/v1/agents/{agent_id}", "agents.update"),
+    ("POST", "/v1/agents/{agent_id}/archive", "agents.archive"),
+    ("GET", "/v1/agents/{agent_id}/versions", "agents.versions.list"),
+    ("POST", "/v1/environments", "environments.create"),
+    ("GET", "/v1/environments", "environments.list"),
+    ("GET", "/v1/environments/{environment_id}", "environments.retrieve"),
+    ("POST", "/v1/environments/{environment_id}", "environments.update"),
+    ("DELETE", "/v1/environments/{environment_id}", "environments.delete"),
+    ("POST", "/v1/environments/{environment_id}/archive", "environments.archive"),
+    ("POST", "/v1/sessions", "sessions.create"),
+    ("GET", "/v1/sessions", "sessions.list"),
+    ("GET", "/v1/sessions/{session_id}", "sessions.retrieve"),
+    ("POST", "/v1/sessions/{session_id}", "sessions.update"),
+    ("DELETE", "/v1/sessions/{session_id}", "sessions.delete"),
+    ("POST", "/v1/sessions/{session_id}/archive", "sessions.archive"),
+    ("POST", "/v1/sessions/{session_id}/events", "sessions.events.send"),
+    ("GET", "/v1/sessions/{session_id}/events", "sessions.events.list"),
+    ("GET", "/v1/sessions/{session_id}/events/stream", "sessions.events.stream"),
+    ("GET", "/v1/sessions/{session_id}/threads", "sessions.threads.list"),
+    ("GET", "/v1/sessions/{session_id}/threads/{thread_id}", "sessions.threads.retrieve"),
+    ("POST", "/v1/sessions/{session_id}/threads/{thread_id}/archive", "sessions.threads.archive"),
+    ("GET", "/v1/sessions/{session_id}/threads/{thread_id}/events", "sessions.threads.events.list"),
+    ("GET", "/v1/sessions/{session_id}/threads/{thread_id}/stream", "sessions.threads.events.stream"),
+    ("GET", "/v1/models", "models.list"),
+    ("GET", "/v1/models/{model_id}", "models.retrieve"),
+];
+
+/// The application's router.
+pub fn router(app: App) -> Router {
+    let session = "/v1/sessions/{session_id}";
+    let thread = "/v1/sessions/{session_id}/threads/{thread_id}";
+    let api = Router::new()
+        .route("/v1/agents", post(agents::create::handler).get(agents::list::handler))
+        .route(
+            "/v1/agents/{agent_id}",
+            get(agents::retrieve::handler).post(agents::update::handler),
+        )
+        .route("/v1/agents/{agent_id}/archive", post(agents::archive::handler))
+        .route("/v1/agents/{agent_id}/versions", get(agents::versions::handler))
+        .route(
+            "/v1/environments",
+            post(environments::create::handler).get(environments::list::handler),
+        )
+        .route(
+            "/v1/environments/{environment_id}",
+            get(environments::retrieve::handler)
+                .post(environments::update::handler)
+                .delete(environments::delete::handler),
+        )
+        .route("/v1/environments/{environment_id}/archive", post(environments::archive::handler))
+        .route("/v1/sessions", post(sessions::create::handler).get(sessions::list::handler))
+        .route(
+            session,
+            get(sessions::retrieve::handler)
+                .post(sessions::update::handler)
+                .delete(sessions::delete::handler),
+        )
+        .route(&format!("{session}/archive"), post(sessions::archive::handler))
+        .route(
+            &format!("{session}/events"),
+            post(events::send::handler).get(events::list::handler),
+        )
+        .route(&format!("{session}/events/stream"), get(events::stream::handler))
+        .route(&format!("{session}/threads"), get(threads::list::handler))
+        .route(thread, get(threads::retrieve::handler))
+        .route(&format!("{thread}/archive"), post(threads::archive::handler))
+        .route(&format!("{thread}/events"), get(threads::events::handler))
+        .route(&format!("{thread}/stream"), get(threads::stream::handler))
+        .route("/v1/models", get(models::list::handler))
+        .route("/v1/models/{model_id}", get(models::retrieve::handler))
+        .route_layer(from_fn_with_state(app.clone(), auth::require));
+    Router::new()
+        .merge(api)
+        .route("/health", get(health::health))
+        .route("/metrics", get(health::metrics))
+        .route("/openapi.json", get(health::document))
+        .fallback(edge::unknown_path)
+        .layer(from_fn_with_state(app.clone(), edge::envelope))
+        .with_state(app)
+}

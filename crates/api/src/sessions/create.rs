@@ -1,0 +1,245 @@
+//! `POST /v1/sessions`
+
+use crate::{
+    agents,
+    app::App,
+    body::{PathIds, Posted},
+    change::Outcome,
+    environments,
+    reject::Result,
+    sessions,
+};
+use axum::{extract::State, response::Response};
+use serde_json::Value;
+use std::{collections::BTreeMap, sync::Arc};
+use vaquero_core::admission;
+use vaquero_store::{Expect, SessionRow, Write};
+use vaquero_types::{
+    AgentId, ApiError, EnvironmentId, Fields, Invalid, Patch, SessionId, ThreadId, WorkspaceId,
+    agent::{self, SessionAgent},
+    environment::{Config, Environment, Networking},
+    event::ClientEvent,
+    gate::Gate,
+    session::{SessionBody, Status, TITLE_MAX},
+    thread::Thread,
+    usage::{Activity, Usage},
+};
+
+/// A decoded request.
+struct Draft {
+    agent: Value,
+    environment: EnvironmentId,
+    title: Option<String>,
+    metadata: BTreeMap<String, String>,
+    initial_events: Vec<ClientEvent>,
+}
+
+pub(crate) async fn handler(State(app): State<App>, ids: PathIds, posted: Posted) -> Result<Response> {
+    app.change(posted, ids, decide).await
+}
+
+fn decode(mut body: Fields) -> Result<Draft> {
+    let draft = Draft {
+        agent: body.required("agent")?,
+        environment: EnvironmentId::from_wire(body.required_string("environment_id")?),
+        title: body.text("title", 0, TITLE_MAX)?,
+        metadata: body.metadata("metadata")?,
+        initial_events: body
+            .list("initial_events", 50, |value, at| {
+                let event = ClientEvent::decode(value, at.clone())?;
+                match event {
+                    ClientEvent::Message { .. } => Ok(event),
+                    ClientEvent::DefineOutcome => Err(Invalid::new(at, "outcomes are not available on this server yet")),
+                    other => Err(Invalid::new(
+                        at,
+                        format!("`{}` cannot be an initial event; only `user.message` and `user.define_outcome` can", other.event_type()),
+                    )),
+                }
+            })?
+            .unwrap_or_default(),
+    };
+    unavailable(&mut body, "resources", "resources are")?;
+    unavailable(&mut body, "vault_ids", "vaults are")?;
+    unavailable(&mut body, "budget", "budgets are")?;
+    body.finish()?;
+    Ok(draft)
+}
+
+/// Takes a field that may only be left empty.
+fn unavailable(body: &mut Fields, name: &str, what: &str) -> Result<()> {
+    match body.take(name) {
+        None => Ok(()),
+        Some(Value::Array(items)) if items.is_empty() => Ok(()),
+        Some(_) => Err(body.invalid(name, format!("{what} not available on this server yet")).into()),
+    }
+}
+
+async fn decide(app: App, posted: Arc<Posted>, _ids: PathIds) -> Result<Outcome> {
+    let draft = decode(posted.fields()?)?;
+    let (app, workspace) = (&app, &posted.caller.workspace);
+    let mut writes = Vec::new();
+    let agent = effective_agent(app, workspace, draft.agent, &mut writes).await?;
+    sessions::refuse_unavailable(
+        &agent.tools,
+        !agent.mcp_servers.is_empty(),
+        !agent.skills.is_empty(),
+        agent.multiagent.as_ref(),
+    )?;
+    let id = draft.environment.as_str();
+    let (document, environment) = environments::find(app, workspace, id).await?;
+    check_environment(&environment)?;
+    writes.push(Write::CheckDocument {
+        workspace: workspace.clone(),
+        kind: environments::KIND.to_owned(),
+        id: document.id,
+        expect: Expect::Revision(document.revision),
+    });
+    let now = app.now();
+    let body = SessionBody { agent, title: draft.title, metadata: draft.metadata };
+    let id = SessionId::new(app.new_id());
+    let mut row = SessionRow {
+        id: id.clone(),
+        workspace: workspace.clone(),
+        status: Status::Idle,
+        agent: body.agent.id.clone(),
+        agent_version: body.agent.version,
+        environment: draft.environment,
+        primary_thread: ThreadId::new(app.new_id()),
+        created_at: now,
+        updated_at: now,
+        archived_at: None,
+        head: 0,
+        client_head: 0,
+        revision: 1,
+        epoch: 0,
+        gate: Gate::default(),
+        usage: Usage::default(),
+        activity: Activity::default(),
+        body: serde_json::to_string(&body).expect("a session body is plain data"),
+    };
+    let thread = Thread {
+        id: row.primary_thread.clone(),
+        session: id,
+        parent: None,
+        status: Status::Idle,
+        created_at: now,
+        updated_at: now,
+        archived_at: None,
+        usage: Usage::default(),
+        activity: Activity::default(),
+    };
+    writes.push(Write::CreateSession { row: row.clone(), thread });
+    if !draft.initial_events.is_empty() {
+        let standing = sessions::standing(&row, &body);
+        let events = &draft.initial_events;
+        let admitted =
+            admission::admit(&standing, events, &BTreeMap::new(), now, app.parts.ids.as_ref())?;
+        let (status, activity) = (admitted.status, admitted.activity);
+        writes.push(sessions::append(&row, admitted));
+        row.status = status.unwrap_or(row.status);
+        row.activity = activity.unwrap_or(row.activity);
+    }
+    Ok(Outcome::new(writes, sessions::show(&row, &body, now)))
+}
+
+fn check_environment(environment: &Environment) -> Result<()> {
+    let refuse = |message: String| -> Result<()> { Err(ApiError::invalid(message).into()) };
+    let id = &environment.id;
+    if environment.archived_at.is_some() {
+        let error = ApiError::invalid(format!("environment_id: environment `{id}` is archived"));
+        return Err(error.with_error_code("environment_archived").into());
+    }
+    match &environment.config {
+        Config::SelfHosted => refuse(format!(
+            "environment_id: environment `{id}` is self_hosted, and the work queue for self-hosted workers is not available on this server yet"
+        )),
+        Config::Cloud { networking: Networking::Limited { .. }, .. } => refuse(format!(
+            "environment_id: environment `{id}` asks for `limited` networking, which is not available on this server yet"
+        )),
+        Config::Cloud { packages, .. } if !packages.is_empty() => refuse(format!(
+            "environment_id: environment `{id}` asks for packages, which are not available on this server yet"
+        )),
+        Config::Cloud { .. } => Ok(()),
+    }
+}
+
+/// The agent a session freezes: the newest version, a pinned one, or one with overrides.
+async fn effective_agent(
+    app: &App,
+    workspace: &WorkspaceId,
+    value: Value,
+    writes: &mut Vec<Write>,
+) -> Result<SessionAgent> {
+    if let Value::String(id) = value {
+        return base_agent(app, workspace, &id, None, writes).await;
+    }
+    let mut fields = Fields::new(value, "agent")?;
+    let kind = fields.tag()?;
+    let id = fields.required_string("id")?;
+    let version = fields.integer("version", 1)?.and_then(|version| u64::try_from(version).ok());
+    if kind != "agent" && kind != "agent_with_overrides" {
+        return Err(fields.unknown_tag(&kind, &["agent", "agent_with_overrides"]).into());
+    }
+    let mut agent = base_agent(app, workspace, &id, version, writes).await?;
+    if kind == "agent_with_overrides" {
+        apply_overrides(&mut fields, &mut agent)?;
+    }
+    fields.finish()?;
+    Ok(agent)
+}
+
+async fn base_agent(
+    app: &App,
+    workspace: &WorkspaceId,
+    id: &str,
+    version: Option<u64>,
+    writes: &mut Vec<Write>,
+) -> Result<SessionAgent> {
+    let id = AgentId::from_wire(id);
+    let (document, newest) = agents::find(app, workspace, id.as_str()).await?;
+    if newest.archived_at.is_some() {
+        return Err(ApiError::invalid(format!("agent: agent `{id}` is archived")).into());
+    }
+    writes.push(Write::CheckDocument {
+        workspace: workspace.clone(),
+        kind: agents::KIND.to_owned(),
+        id: document.id,
+        expect: Expect::Revision(document.revision),
+    });
+    match version {
+        Some(version) if version != newest.version => {
+            let pinned = agents::find_version(app, workspace, id.as_str(), version).await?;
+            Ok(SessionAgent::from(&pinned))
+        }
+        _ => Ok(SessionAgent::from(&newest)),
+    }
+}
+
+fn apply_overrides(fields: &mut Fields, agent: &mut SessionAgent) -> Result<()> {
+    match fields.patch("model") {
+        Patch::Absent => {}
+        Patch::Null => {
+            let refusal = fields.invalid("model", "a session needs a model; omit the field to keep the agent's");
+            return Err(refusal.with_error_code("agent_model_required").into());
+        }
+        Patch::Set(value) => agent.model = agent::decode_model(value, &fields.at("model"), None)?,
+    }
+    if fields.has("system") {
+        agent.system = fields.text("system", 0, agent::SYSTEM_MAX)?.filter(|text| !text.is_empty());
+    }
+    if let Some(tools) = agent::decode_tools(fields.patch("tools"), &fields.at("tools"))? {
+        agent.tools = tools;
+    }
+    let at = fields.at("mcp_servers");
+    if let Some(servers) = agent::decode_mcp_servers(fields.patch("mcp_servers"), &at)? {
+        agent.mcp_servers = servers;
+    }
+    if let Some(skills) = agent::decode_skills(fields.patch("skills"), &fields.at("skills"))? {
+        agent.skills = skills;
+    }
+    agent::check(&agent.tools, &agent.mcp_servers, &agent.skills).map_err(|invalid| {
+        let path = fields.at(&invalid.path);
+        Invalid { path, ..invalid }
+    })?;
+    Ok(())
+}
