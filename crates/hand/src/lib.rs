@@ -1,3 +1,11 @@
 //! What runs inside a sandbox as its PID 1: commands, files and search for the model, and nothing that reaches outside.
 
+mod calls;
+mod output;
+mod processes;
 pub mod protocol;
+mod serve;
+mod shell;
+mod tools;
+
+pub use serve::{HandArgs, main};
