@@ -164,6 +164,21 @@ pub async fn list(store: &dyn Store) -> Result<Vec<ApiKey>, StoreError> {
     store.documents(&query).await?.documents.iter().map(decode).collect()
 }
 
+impl App {
+    /// Makes a key for the workspace of this name.
+    pub async fn create_key(&self, name: &str) -> Result<String, KeyError> {
+        let parts = &self.parts;
+        let workspace = workspace(name)?;
+        let made = create(parts.store.as_ref(), parts.clock.as_ref(), parts.ids.as_ref(), &workspace);
+        Ok(made.await?.0)
+    }
+
+    /// All keys, newest first.
+    pub async fn list_keys(&self) -> Result<Vec<ApiKey>, KeyError> {
+        Ok(list(self.parts.store.as_ref()).await?)
+    }
+}
+
 /// Revokes a key by its id, from the next request on; false if there is no such key.
 pub async fn revoke(app: &App, id: &str) -> Result<bool, KeyError> {
     let store = app.parts.store.as_ref();

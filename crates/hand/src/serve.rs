@@ -9,6 +9,7 @@ use crate::{
 };
 use base64::Engine as _;
 use rustix::{
+    event::{PollFd, PollFlags, poll},
     io::Errno,
     net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg},
     process::{DumpableBehavior, set_dumpable_behavior},
@@ -18,7 +19,7 @@ use std::{
     io::{self, IoSliceMut, Read, Seek, SeekFrom, Write},
     mem::MaybeUninit,
     os::{
-        fd::{AsFd, OwnedFd},
+        fd::{AsFd, FromRawFd, OwnedFd, RawFd},
         unix::{
             fs::{FileTypeExt, OpenOptionsExt},
             net::UnixStream,
@@ -32,8 +33,8 @@ use std::{
 /// How a hand is started.
 #[derive(Debug)]
 pub struct HandArgs {
-    /// A `SOCK_SEQPACKET` socket; each message on it brings a fresh connection.
-    pub control: OwnedFd,
+    /// The number of a `SOCK_SEQPACKET` socket that this process owns; each message on it brings a fresh connection.
+    pub control: RawFd,
     /// The sandbox generation this hand serves.
     pub generation: u64,
     /// Where relative paths start.
@@ -45,6 +46,12 @@ pub struct HandArgs {
 /// Serves until the control descriptor closes.
 pub fn main(args: HandArgs) -> i32 {
     let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
+    #[expect(unsafe_code, reason = "the control descriptor is handed over by number")]
+    // SAFETY: the launcher opened it for this process and nothing else in the process knows of it.
+    let control = unsafe { OwnedFd::from_raw_fd(args.control) };
+    if rustix::io::fcntl_setfd(&control, rustix::io::FdFlags::CLOEXEC).is_err() {
+        return 2;
+    }
     let processes = Processes::start();
     let places = Places { workdir: args.workdir, spill: args.spill };
     let hand = Arc::new(Hand {
@@ -53,7 +60,7 @@ pub fn main(args: HandArgs) -> i32 {
         calls: Calls::new(places, processes),
     });
     loop {
-        match next_connection(&args.control) {
+        match next_connection(&control) {
             Ok(Some(connection)) => {
                 let hand = Arc::clone(&hand);
                 let spawned = std::thread::Builder::new()
@@ -63,6 +70,10 @@ pub fn main(args: HandArgs) -> i32 {
             }
             Ok(None) => return 0,
             Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => {
+                // The launcher's end may have made the shared description non-blocking.
+                let _ = poll(&mut [PollFd::new(&control, PollFlags::IN)], None);
+            }
             Err(_) => return 1,
         }
     }

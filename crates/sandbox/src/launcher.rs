@@ -191,15 +191,13 @@ fn open(options: &Options) -> Result<office::Office, Trouble> {
             "set sysctl vm.memfd_noexec to 0, or mount /proc",
         )
     })?;
-    let filters = seccomp::programs().map_err(|e| {
-        Trouble::new(format!("cannot compile the system call filter: {e}"), "report this as a bug")
-    })?;
+    let filter = seccomp::program();
     let cgroups = open_cgroups(options)?;
     let skeleton = start::fresh_skeleton(&options.dir)
         .map_err(|e| Trouble::io("cannot make the root skeleton", &e))?;
     let listener = start::listen(&options.dir)
         .map_err(|e| Trouble::io("cannot listen on the launcher's socket", &e))?;
-    let made = start::Ready { lock, exe, filters, cgroups, skeleton, listener };
+    let made = start::Ready { lock, exe, filter, cgroups, skeleton, listener };
     Ok(office::Office::new(options.clone(), made))
 }
 

@@ -1,8 +1,22 @@
-//! Sandboxes: the seam every provider stands behind, and the local Linux provider.
+//! Sandboxes: the seam every provider implements, and the local Linux provider.
+//! It knows nothing of sessions beyond their ids, of models, or of the store.
 
-pub mod error;
-pub mod seam;
+mod answer;
+mod connection;
+mod error;
+mod examine;
+mod launcher;
+mod local;
+mod remove;
+mod report;
+mod seam;
 
 pub use error::SandboxError;
-pub use seam::*;
-pub use vaquero_hand::protocol::INTERRUPTED;
+pub use examine::{measure_bare, probe};
+pub use launcher::launcher_main;
+pub use local::{LimitsMode, LocalConfig, LocalProvider, UnsafeHost};
+pub use report::{Report, Wall, WallState};
+pub use seam::{
+    Block, CallState, Capabilities, ComputeProvider, Fence, Isolation, Limits, LimitsBy,
+    LimitsState, Networking, Sandbox, SandboxKey, SandboxSpec, ToolResult,
+};

@@ -1,2 +1,67 @@
-//! Placeholder.
-fn main() {}
+//! The executable: one program, many roles. Everything it does is in the modules; here the command line is read and a role chosen.
+
+mod admin;
+mod commands;
+mod config;
+mod listen;
+mod server;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Vaquero: a self-hosted managed-agents server.
+#[derive(Debug, Parser)]
+#[command(name = "vaquero", version, about, propagate_version = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Start the server.
+    Serve(config::ServeArgs),
+    /// Run a first session from end to end and show it happening.
+    Demo(commands::demo::Args),
+    /// Make, list and revoke API keys.
+    Key(commands::key::Args),
+    /// Say what this machine can and cannot do, and what to do about it.
+    Doctor(commands::doctor::Args),
+    /// Serve a scripted stand-in model (not a language model), for offline use and tests.
+    ScriptedModel(commands::scripted_model::Args),
+    /// The process that makes sandboxes; started by the server.
+    #[command(hide = true, disable_help_flag = true)]
+    Launcher {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<std::ffi::OsString>,
+    },
+    /// The process inside a sandbox; started by the launcher.
+    #[command(hide = true)]
+    Hand(commands::hand::Args),
+}
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Serve(args) => commands::serve::run(&args),
+        Command::Demo(args) => commands::demo::run(&args),
+        Command::Key(args) => commands::key::run(&args),
+        Command::Doctor(args) => commands::doctor::run(&args),
+        Command::ScriptedModel(args) => commands::scripted_model::run(&args),
+        Command::Launcher { args } => return code(vaquero_sandbox::launcher_main(args.into_iter())),
+        Command::Hand(args) => return code(commands::hand::run(&args)),
+    };
+    match outcome {
+        Ok(code) => code,
+        Err(error) => {
+            #[expect(clippy::print_stderr, reason = "the last word of a failed command")]
+            {
+                eprintln!("vaquero: {error:#}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn code(code: i32) -> ExitCode {
+    ExitCode::from(u8::try_from(code).unwrap_or(1))
+}

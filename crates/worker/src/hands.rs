@@ -52,6 +52,7 @@ pub(crate) struct Hands {
     report: UnboundedSender<Happened>,
 }
 
+const INTERRUPTED: &str = "Tool execution was interrupted before completion. Please retry.";
 const UNKNOWN: &str = "The sandbox ended before the result of this call was recorded: whether it ran, and how far, is unknown. \
 Files in /workspace are as it left them; running programs are gone. Check before you repeat it.";
 const GONE: &str = "The sandbox ended while this call was running (it may have run out of memory). Files in /workspace are kept; running programs and \
@@ -218,7 +219,7 @@ impl Hands {
     /// Stops a call.
     pub(crate) fn cancel(&mut self, call: &EventId, tasks: &mut JoinSet<()>) {
         if self.waiting.remove(call).is_some() {
-            self.fail(call, vaquero_sandbox::INTERRUPTED);
+            self.fail(call, INTERRUPTED);
             if self.waiting.is_empty() && matches!(self.state, State::NeedsGeneration) {
                 self.state = State::Untried;
             }

@@ -14,7 +14,7 @@ pub(crate) async fn handler(State(app): State<App>, ids: PathIds, posted: Posted
     .await
 }
 
-async fn decide(app: App, posted: Arc<Posted>, ids: PathIds) -> Result<Outcome> {
+async fn decide(app: App, posted: Arc<Posted>, _ids: PathIds) -> Result<Outcome> {
     let draft = EnvironmentDraft::decode(posted.fields()?)?;
         let now = app.now();
         let environment = Environment {

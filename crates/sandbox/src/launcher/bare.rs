@@ -25,7 +25,7 @@ fn once(exe: &OwnedFd) -> Result<u64, Trouble> {
     let (go, go_write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
         .map_err(|e| probe::explain("make a pipe", &e.into()))?;
     let (pid, pidfd) =
-        match sys::clone_process(sys::NAMESPACES).map_err(|e| probe::explain("create namespaces", &e))? {
+        match sys::clone_process(sys::NAMESPACES, None).map_err(|e| probe::explain("create namespaces", &e))? {
             Cloned::Parent { pid, pidfd } => (pid, pidfd),
             Cloned::Child => {
                 drop(go_write);

@@ -31,6 +31,7 @@ pub(crate) struct Cgroups {
 /// The groups of one sandbox.
 #[derive(Debug, Default)]
 pub(crate) struct Group {
+    by: Option<LimitsBy>,
     dirs: Vec<PathBuf>,
 }
 
@@ -53,10 +54,10 @@ impl Cgroups {
 
     /// Makes the group of one sandbox with its limits set.
     pub(crate) fn create(&self, name: &str, limits: &Limits) -> io::Result<Group> {
-        let mut group = Group::default();
+        let mut group = Group { by: Some(self.by), dirs: Vec::new() };
         let made = self.fill(name, limits, &mut group);
         if made.is_err() {
-            group.remove();
+            group.remove_soon();
         }
         made.map(|()| group)
     }
@@ -98,9 +99,27 @@ impl Cgroups {
 }
 
 impl Group {
-    /// Moves a process in, with everything it will start.
-    pub(crate) fn add(&self, pid: libc::pid_t) -> io::Result<()> {
-        self.dirs.iter().try_for_each(|dir| write(&dir.join("cgroup.procs"), &pid.to_string()))
+    /// v1: what a new process writes `0` to, to be in the group with everything it will start.
+    pub(crate) fn entries(&self) -> io::Result<Vec<fs::File>> {
+        if self.by != Some(LimitsBy::V1) {
+            return Ok(Vec::new());
+        }
+        self.dirs.iter().map(|dir| fs::OpenOptions::new().write(true).open(dir.join("tasks"))).collect()
+    }
+
+    /// v2: the group to make a new process in.
+    pub(crate) fn descriptor(&self) -> io::Result<Option<fs::File>> {
+        if self.by != Some(LimitsBy::V2) {
+            return Ok(None);
+        }
+        self.dirs.first().map(fs::File::open).transpose()
+    }
+
+    /// Removes the group, whose last processes may take a moment to die.
+    pub(crate) fn remove_soon(&mut self) {
+        for dir in self.dirs.drain(..) {
+            remove_dir_soon(&dir);
+        }
     }
 
     /// Removes the group; false if something in it is still dying.
@@ -292,7 +311,7 @@ fn kill_all(dir: &Path) {
     for pid in text.lines().filter_map(|l| l.parse().ok()).filter_map(rustix::process::Pid::from_raw)
     {
         // One that is gone already is what we want.
-        drop(rustix::process::kill_process(pid, rustix::process::Signal::KILL));
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).ok();
     }
 }
 

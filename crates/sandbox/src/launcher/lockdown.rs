@@ -10,8 +10,6 @@ use landlock::{
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
-use super::seccomp::Program;
-use super::sys;
 use crate::seam::Limits;
 
 /// What is left of root's powers, and only over the sandbox's own namespaces: enough to install packages.
@@ -89,18 +87,5 @@ pub(crate) fn landlock() -> io::Result<bool> {
     match build() {
         Ok(status) => Ok(status != RulesetStatus::NotEnforced),
         Err(error) => Err(io::Error::other(error.to_string())),
-    }
-}
-
-/// Closes the door: after this no program started from here gains anything, and only listed calls work.
-pub(crate) fn seal(filters: &[Program]) -> io::Result<()> {
-    filters.iter().try_for_each(|filter| sys::seccomp(filter))
-}
-
-/// The Landlock version of this kernel, if it has any.
-pub(crate) fn landlock_abi() -> Option<i32> {
-    match landlock::LandlockStatus::current() {
-        landlock::LandlockStatus::Available { kernel_abi, .. } => Some(kernel_abi),
-        _ => None,
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -87,34 +87,53 @@ fn make_dir(dir: &Path, mode: u32) -> io::Result<bool> {
 impl Member {
     /// Starts a sandbox. It is ready when its `starting` pipe ends without a word.
     pub(crate) fn start(order: &Order<'_>, ready: &Ready) -> Result<Self, Trouble> {
+        let Some(cgroups) = &ready.cgroups else {
+            return Self::start_in(order, ready, &Group::default());
+        };
+        let name = format!("{}.{}", order.key.session, order.key.name);
+        let mut group = cgroups
+            .create(&name, &order.limits)
+            .map_err(|e| probe::explain("make a cgroup", &e))?;
+        let started = Self::start_in(order, ready, &group);
+        match started {
+            Ok(member) => Ok(Self { group, ..member }),
+            Err(trouble) => {
+                group.remove_soon();
+                Err(trouble)
+            }
+        }
+    }
+
+    fn start_in(order: &Order<'_>, ready: &Ready, group: &Group) -> Result<Self, Trouble> {
         let failed = |what: &'static str| move |e: io::Error| probe::explain(what, &e);
+        let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(|e| probe::explain("make a pipe", &e.into()));
         let kind = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let (control, theirs) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, kind, None)
-                .map_err(|e| failed("make a socket")(e.into()))?;
-        let (go, go_write) =
-            pipe_with(PipeFlags::CLOEXEC).map_err(|e| failed("make a pipe")(e.into()))?;
-        let (starting, failure) =
-            pipe_with(PipeFlags::CLOEXEC).map_err(|e| failed("make a pipe")(e.into()))?;
+                .map_err(|e| probe::explain("make a socket", &e.into()))?;
+        let ((go, go_write), (starting, failure)) = (pipe()?, pipe()?);
         let plan = Plan {
             walls: walls(order, ready).map_err(failed("open the session's directories"))?,
             limits: order.limits,
             degraded: ready.cgroups.is_none(),
-            filters: &ready.filters,
+            filter: &ready.filter,
             exe: &ready.exe,
             argv: arguments(order.generation).map_err(failed("name the generation"))?,
             envp: environment(order).map_err(failed("set the environment"))?,
             control: theirs,
+            entries: group.entries().map_err(failed("enter the cgroup"))?,
             go,
             failure,
         };
         let flags = if order.isolated { sys::NAMESPACES } else { 0 };
-        let (pid, pidfd) = match sys::clone_process(flags).map_err(failed("create namespaces"))? {
+        let into = group.descriptor().map_err(failed("enter the cgroup"))?;
+        let cloned = sys::clone_process(flags, into.as_ref().map(AsFd::as_fd));
+        let (pid, pidfd) = match cloned.map_err(failed("create namespaces"))? {
             Cloned::Child => child::run(plan),
             Cloned::Parent { pid, pidfd } => (pid, pidfd),
         };
         drop(plan);
-        let mut member = Self {
+        let member = Self {
             generation: order.generation,
             base: order.base,
             pidfd,
@@ -124,38 +143,24 @@ impl Member {
             isolated: order.isolated,
             starting: Some((File::from(starting), now() + START_TIMEOUT)),
         };
-        match member.admit(order, ready, File::from(go_write)) {
+        match member.admit(order, File::from(go_write)) {
             Ok(()) => Ok(member),
-            Err(trouble) => {
-                member.abandon();
-                Err(trouble)
+            Err(error) => {
+                member.kill();
+                // It dies at once: nothing in it runs yet.
+                let pidfd = WaitId::PidFd(member.pidfd.as_fd());
+                rustix::process::waitid(pidfd, WaitIdOptions::EXITED).ok();
+                Err(probe::explain("map user ids", &error))
             }
         }
     }
 
-    /// Maps the child's ids and puts it into its group, while it already builds its root.
-    fn admit(&mut self, order: &Order<'_>, ready: &Ready, mut go: File) -> Result<(), Trouble> {
+    /// Maps the child's ids and lets it go on.
+    fn admit(&self, order: &Order<'_>, mut go: File) -> io::Result<()> {
         if order.isolated {
-            map_ids(self.pid, order.base).map_err(|e| probe::explain("map user ids", &e))?;
+            map_ids(self.pid, order.base)?;
         }
-        go.write_all(b"m").map_err(|e| probe::explain("start the child", &e))?;
-        if let Some(cgroups) = &ready.cgroups {
-            let name = format!("{}.{}", order.key.session, order.key.name);
-            self.group = cgroups
-                .create(&name, &order.limits)
-                .map_err(|e| probe::explain("make a cgroup", &e))?;
-            self.group.add(self.pid).map_err(|e| probe::explain("enter the cgroup", &e))?;
-        }
-        go.write_all(b"c").map_err(|e| probe::explain("start the child", &e))
-    }
-
-    /// Ends a child that never became a sandbox, and waits: it dies at once.
-    fn abandon(mut self) {
-        self.kill();
-        drop(rustix::process::waitid(WaitId::PidFd(std::os::fd::AsFd::as_fd(&self.pidfd)), WaitIdOptions::EXITED));
-        while !self.group.remove() {
-            std::thread::sleep(Duration::from_millis(2));
-        }
+        go.write_all(b"m")
     }
 
     /// What the starting child had to say: `None` while it is still at it.
@@ -179,21 +184,21 @@ impl Member {
     pub(crate) fn connect(&self) -> io::Result<OwnedFd> {
         let (ours, theirs) =
             socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
-        super::wire::send_bytes(&self.control, b"c", Some(std::os::fd::AsFd::as_fd(&theirs)))?;
+        super::wire::send_bytes(&self.control, b"c", Some(theirs.as_fd()))?;
         Ok(ours)
     }
 
     /// Kills everything in it.
-    fn kill(&mut self) {
+    fn kill(&self) {
         if !self.isolated {
             kill_descendants(self.pid);
         }
         // It may be gone already; the pidfd makes sure that nobody else is hit.
-        drop(pidfd_send_signal(&self.pidfd, Signal::KILL));
+        pidfd_send_signal(&self.pidfd, Signal::KILL).ok();
     }
 
     /// Kills it and keeps what is left, to be collected.
-    pub(crate) fn die(mut self, key: SandboxKey) -> Dying {
+    pub(crate) fn die(self, key: SandboxKey) -> Dying {
         self.kill();
         Dying { key, pidfd: Some(self.pidfd), base: self.base, group: self.group }
     }
@@ -204,7 +209,7 @@ impl Dying {
     pub(crate) fn collect(&mut self) -> bool {
         if let Some(pidfd) = &self.pidfd {
             let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
-            match rustix::process::waitid(WaitId::PidFd(std::os::fd::AsFd::as_fd(pidfd)), options) {
+            match rustix::process::waitid(WaitId::PidFd(pidfd.as_fd()), options) {
                 Ok(None) => return false,
                 // PID 1 is collected only after everything else in its namespace is gone.
                 Ok(Some(_)) | Err(_) => self.pidfd = None,
@@ -269,7 +274,7 @@ fn kill_descendants(root: libc::pid_t) {
         for pid in found {
             let Some(pid) = Pid::from_raw(pid) else { continue };
             if let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) {
-                drop(pidfd_send_signal(&pidfd, Signal::KILL));
+                pidfd_send_signal(&pidfd, Signal::KILL).ok();
             }
         }
         std::thread::sleep(Duration::from_millis(2));

@@ -213,8 +213,9 @@ impl Office {
 
     fn answer(&mut self, index: usize, question: Question) {
         let number = self.connections[index].number;
-        if let Ask::Hello { .. } = question.ask {
+        if let Ask::Hello { linger_ms, .. } = question.ask {
             self.connections[index].greeted = true;
+            self.options.linger = Duration::from_millis(linger_ms);
         }
         self.consider(number, question, false);
     }
@@ -245,6 +246,7 @@ impl Office {
             Ask::Hello { .. } => Verdict::now(Answer::Hello {
                 version: wire::VERSION,
                 pid: std::process::id(),
+                isolated: self.options.isolated,
                 limits: limits_by(self.ready.cgroups.as_ref()),
             }),
             Ask::Quit {} => {

@@ -11,7 +11,7 @@ use rustix::process::{WaitId, WaitIdOptions};
 use super::cgroup::Cgroups;
 use super::sys::{self, Cloned};
 use super::uids::IdMapping;
-use super::{Trouble, lockdown};
+use super::Trouble;
 use crate::report::{Report, Wall, WallState};
 use crate::seam::LimitsBy;
 
@@ -107,7 +107,7 @@ fn try_namespaces() -> Result<(), Trouble> {
         (Ok(a), Ok(b)) => (a, b),
         (Err(e), _) | (_, Err(e)) => return Err(explain("make a pipe", &e.into())),
     };
-    let cloned = sys::clone_process(sys::NAMESPACES).map_err(|e| explain("create namespaces", &e))?;
+    let cloned = sys::clone_process(sys::NAMESPACES, None).map_err(|e| explain("create namespaces", &e))?;
     let (pid, pidfd) = match cloned {
         Cloned::Parent { pid, pidfd } => (pid, pidfd),
         Cloned::Child => {
@@ -131,7 +131,7 @@ fn try_namespaces() -> Result<(), Trouble> {
     }
     let mut text = String::new();
     drop(fs::File::from(said).read_to_string(&mut text));
-    drop(rustix::process::waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED));
+    rustix::process::waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED).ok();
     mapped.map_err(|e| explain("map user ids", &e))?;
     match text.split_once(' ') {
         None => Ok(()),
@@ -186,7 +186,7 @@ fn seccomp() -> Wall {
 }
 
 fn landlock() -> Wall {
-    match lockdown::landlock_abi() {
+    match sys::landlock_abi() {
         Some(abi) => wall("landlock", WallState::Ok, format!("ABI {abi}"), ""),
         None => wall(
             "landlock",

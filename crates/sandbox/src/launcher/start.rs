@@ -21,7 +21,7 @@ use crate::remove::remove_tree;
 pub(crate) struct Ready {
     pub(crate) lock: File,
     pub(crate) exe: OwnedFd,
-    pub(crate) filters: Vec<Program>,
+    pub(crate) filter: Program,
     pub(crate) cgroups: Option<Cgroups>,
     pub(crate) skeleton: Skeleton,
     pub(crate) listener: OwnedFd,
@@ -30,7 +30,7 @@ pub(crate) struct Ready {
 /// Leaves the server's session and directory, and takes the control socket's number out of circulation.
 pub(crate) fn settle() -> io::Result<()> {
     // Already a session leader when started from a shell: then there is nothing to leave.
-    drop(rustix::process::setsid());
+    rustix::process::setsid().ok();
     rustix::process::chdir("/")?;
     rustix::process::umask(Mode::from_raw_mode(0o022));
     sys::close_from(CONTROL_FD);

@@ -32,7 +32,10 @@ fn check(ret: libc::c_long) -> io::Result<libc::c_long> {
 
 /// Copies this process into new namespaces. The caller must be single-threaded: the child goes on
 /// with ordinary code, allocation included.
-pub(crate) fn clone_process(flags: u64) -> io::Result<Cloned> {
+///
+/// `into` is the directory of the v2 cgroup the child is to be born in.
+pub(crate) fn clone_process(flags: u64, into: Option<BorrowedFd<'_>>) -> io::Result<Cloned> {
+    const INTO_CGROUP: u64 = 0x2_0000_0000;
     let mut pidfd: libc::c_int = -1;
     #[expect(unsafe_code, reason = "an all-zero clone_args is its documented default")]
     // SAFETY: `clone_args` is plain integers, for which zero is a valid value.
@@ -40,11 +43,15 @@ pub(crate) fn clone_process(flags: u64) -> io::Result<Cloned> {
     args.flags = flags | libc::CLONE_PIDFD as u64;
     args.pidfd = (&raw mut pidfd) as u64;
     args.exit_signal = libc::SIGCHLD as u64;
+    if let Some(group) = into {
+        args.flags |= INTO_CGROUP;
+        args.cgroup = u64::try_from(group.as_raw_fd()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    }
     #[expect(unsafe_code, reason = "clone3 with namespace flags has no wrapper")]
     // SAFETY: `args` lives across the call, no stack or TLS is replaced, so the child runs on a
     // copy of this stack exactly as after fork; the process has a single thread.
     let ret = unsafe {
-        libc::syscall(libc::SYS_clone3, &raw mut args, std::mem::size_of::<libc::clone_args>())
+        libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<libc::clone_args>())
     };
     match check(ret)? {
         0 => Ok(Cloned::Child),
@@ -86,7 +93,7 @@ pub(crate) fn mount_setattr(
             path.as_ptr(),
             flags,
             &raw const attr,
-            std::mem::size_of::<MountAttr>(),
+            size_of::<MountAttr>(),
         )
     };
     check(ret).map(drop)
@@ -200,4 +207,15 @@ pub(crate) fn close_from(first: RawFd) {
     unsafe {
         libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, 0);
     }
+}
+
+/// The Landlock version of this kernel, if it has any.
+pub(crate) fn landlock_abi() -> Option<i32> {
+    const ASK_VERSION: libc::c_uint = 1;
+    #[expect(unsafe_code, reason = "the landlock crate keeps the kernel's version to itself")]
+    // SAFETY: with this flag the kernel reads no attribute and makes no descriptor.
+    let version = unsafe {
+        libc::syscall(libc::SYS_landlock_create_ruleset, std::ptr::null::<u8>(), 0_usize, ASK_VERSION)
+    };
+    i32::try_from(version).ok().filter(|v| *v > 0)
 }

@@ -35,8 +35,9 @@ pub(crate) struct Question {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "ask", rename_all = "snake_case")]
 pub(crate) enum Ask {
-    /// Who are you? Makes the asker the current server.
-    Hello { version: u32 },
+    /// Who are you? The launcher lives for as long as someone who asked this is connected, and
+    /// `linger_ms` longer.
+    Hello { version: u32, linger_ms: u64 },
     /// End every sandbox, then yourself.
     Quit {},
     /// Make this sandbox, or connect to it if this generation already lives.
@@ -68,7 +69,14 @@ pub(crate) struct Reply {
 #[serde(tag = "answer", rename_all = "snake_case")]
 pub(crate) enum Answer {
     /// To `Hello`.
-    Hello { version: u32, pid: u32, limits: Option<LimitsBy> },
+    Hello {
+        version: u32,
+        pid: u32,
+        #[serde(default)]
+        isolated: bool,
+        #[serde(default)]
+        limits: Option<LimitsBy>,
+    },
     /// A stream to the sandbox's PID 1 comes with this message.
     Stream { generation: u64 },
     /// No such sandbox, or another generation of it.

@@ -1,0 +1,598 @@
+//! The local Linux provider: sandboxes by plain system calls, made by a launcher that outlives the server.
+//! The server's side of it: who gets which sandbox, when idle ones end, what is left on disk.
+
+mod canary;
+mod config;
+mod found;
+mod post;
+mod sandbox;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::{OwnedMutexGuard, Semaphore};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub use config::{LimitsMode, LocalConfig};
+
+use self::found::Found;
+use self::sandbox::LocalSandbox;
+use crate::connection::{Connection, LARGE_KIB, Shared};
+use crate::error::SandboxError;
+use crate::launcher::Options;
+use crate::launcher::wire::{Answer, Ask, Listed};
+use crate::remove::remove_tree;
+use crate::seam::{
+    Capabilities, ComputeProvider, Isolation, Limits, LimitsState, Networking, Sandbox, SandboxKey,
+    SandboxSpec, check_part,
+};
+
+/// A sandbox has to be there, or refused, within this time.
+const ENSURE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Killing a sandbox means waiting for everything in it.
+const STOP_TIMEOUT: Duration = Duration::from_secs(60);
+/// Most bytes of names and values in a sandbox's environment.
+const MAX_ENV: usize = 32 << 10;
+/// Session ids beginning so are the provider's own.
+const CANARY: &str = "canary-";
+
+/// Sandboxes on this Linux machine, walled in by namespaces, seccomp and cgroups.
+#[derive(Debug, Clone)]
+pub struct LocalProvider {
+    inner: Arc<Inner>,
+}
+
+/// The way around isolation that an operator has to name: the same hand, on the host itself.
+#[derive(Debug, Clone)]
+pub struct UnsafeHost {
+    local: LocalProvider,
+}
+
+#[derive(Debug)]
+struct Inner {
+    config: LocalConfig,
+    options: Options,
+    capabilities: Capabilities,
+    trash: PathBuf,
+    shared: Shared,
+    stopping: CancellationToken,
+    /// The launcher in use; another is found when this one is gone.
+    launcher: tokio::sync::Mutex<Arc<Found>>,
+    attached: Mutex<HashMap<SandboxKey, Arc<LocalSandbox>>>,
+    /// One at a time per session for everything that makes or ends its sandboxes.
+    turns: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    discarded: AtomicU64,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    // Only plain maps are behind these locks, and no code panics while it holds one.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl LocalProvider {
+    /// Starts or re-adopts the launcher, proves the walls with a canary, and removes leftovers.
+    /// Fails with [`SandboxError::Unavailable`], what is missing and how to get it.
+    pub async fn start(config: LocalConfig) -> Result<Self, SandboxError> {
+        Self::open(config, true).await
+    }
+
+    async fn open(config: LocalConfig, isolated: bool) -> Result<Self, SandboxError> {
+        let inner = Inner::open(config, isolated).await?;
+        let provider = Self { inner: Arc::new(inner) };
+        if let Err(error) = provider.canary().await {
+            provider.shutdown(true).await;
+            return Err(error);
+        }
+        let idle = idle_watch(Arc::downgrade(&provider.inner));
+        let stopping = provider.inner.stopping.clone();
+        provider.inner.shared.tasks.spawn(async move {
+            stopping.run_until_cancelled(idle).await;
+        });
+        Ok(provider)
+    }
+
+    async fn canary(&self) -> Result<(), SandboxError> {
+        let number = self.inner.discarded.fetch_add(1, Ordering::Relaxed);
+        let session = format!("{CANARY}{}-{number}", std::process::id());
+        let key = SandboxKey::default_of(&session);
+        let limits = Limits { workspace_bytes: 1 << 20, tmp_bytes: 1 << 20, ..Limits::default() };
+        let spec = SandboxSpec { generation: 1, epoch: 1, limits, env: BTreeMap::new() };
+        let checked = match self.ensure(&key, &spec).await {
+            Ok(sandbox) if self.inner.options.isolated => {
+                canary::check(&*sandbox, &self.inner.options.dir).await
+            }
+            Ok(sandbox) => canary::check_runs(&*sandbox).await,
+            Err(error) => Err(error),
+        };
+        let destroyed = self.destroy(&session).await;
+        checked.and(destroyed)
+    }
+}
+
+impl UnsafeHost {
+    /// Starts or re-adopts a launcher that isolates nothing, and proves that commands run.
+    pub async fn start(config: LocalConfig) -> Result<Self, SandboxError> {
+        Ok(Self { local: LocalProvider::open(config, false).await? })
+    }
+}
+
+impl Inner {
+    async fn open(config: LocalConfig, isolated: bool) -> Result<Self, SandboxError> {
+        let data = std::path::absolute(&config.data_dir)
+            .map_err(|e| SandboxError::io("cannot find the data directory", e))?;
+        let (dir, workspaces, trash) =
+            (data.join("launcher"), data.join("workspaces"), data.join("trash"));
+        for private in [&dir, &workspaces, &trash] {
+            make_private(private).map_err(|e| {
+                SandboxError::io(format!("cannot make {}", private.display()), e)
+            })?;
+        }
+        let options = Options {
+            dir,
+            workspaces,
+            linger: config.linger,
+            isolated,
+            degraded: config.limits_mode == LimitsMode::Degraded || !isolated,
+        };
+        let shared =
+            Shared { tasks: TaskTracker::new(), large: Arc::new(Semaphore::new(LARGE_KIB)) };
+        let found = found::find(&config.launcher_exe, &options, &shared.tasks).await?;
+        let capabilities = Capabilities {
+            name: if isolated { "local" } else { "unsafe-host" },
+            isolation: if isolated { Isolation::Namespaces } else { Isolation::None },
+            limits: found.limits.map_or(LimitsState::Degraded, LimitsState::Enforced),
+            networking: if isolated { Networking::None } else { Networking::Host },
+        };
+        let inner = Self {
+            config,
+            options,
+            capabilities,
+            trash,
+            shared,
+            stopping: CancellationToken::new(),
+            launcher: tokio::sync::Mutex::new(Arc::new(found)),
+            attached: Mutex::default(),
+            turns: Mutex::default(),
+            discarded: AtomicU64::new(0),
+        };
+        inner.empty_trash().await;
+        Ok(inner)
+    }
+
+    /// The launcher, found anew if the last one is gone.
+    async fn launcher(&self) -> Result<Arc<Found>, SandboxError> {
+        let mut launcher = self.launcher.lock().await;
+        if !launcher.post.is_open() {
+            if self.stopping.is_cancelled() {
+                return Err(SandboxError::gone("the server is shutting down"));
+            }
+            tracing::warn!("the launcher is gone; looking for another");
+            let found =
+                found::find(&self.config.launcher_exe, &self.options, &self.shared.tasks).await?;
+            *launcher = Arc::new(found);
+        }
+        Ok(Arc::clone(&launcher))
+    }
+
+    /// Waits for this session's turn.
+    async fn turn(&self, session: &str) -> OwnedMutexGuard<()> {
+        let turn = {
+            let mut turns = lock(&self.turns);
+            turns.retain(|_, turn| Arc::strong_count(turn) > 1);
+            Arc::clone(turns.entry(session.to_owned()).or_default())
+        };
+        turn.lock_owned().await
+    }
+
+    /// A sandbox that this server already talks to.
+    fn known(&self, key: &SandboxKey, generation: u64) -> Option<Arc<LocalSandbox>> {
+        let mut attached = lock(&self.attached);
+        let sandbox = attached.get(key)?;
+        if !sandbox.connection.is_open() {
+            attached.remove(key);
+            return None;
+        }
+        (sandbox.generation == generation).then(|| Arc::clone(sandbox))
+    }
+
+    fn forget(&self, which: impl Fn(&SandboxKey) -> bool, why: &str) {
+        lock(&self.attached).retain(|key, sandbox| {
+            let forgotten = which(key);
+            if forgotten {
+                sandbox.connection.close(why);
+            }
+            !forgotten
+        });
+    }
+
+    /// Takes over a stream to a sandbox: greets it and watches over it.
+    async fn adopt(
+        self: &Arc<Self>,
+        key: &SandboxKey,
+        generation: u64,
+        epoch: u64,
+        stream: OwnedFd,
+    ) -> Result<Arc<LocalSandbox>, SandboxError> {
+        let connection = Arc::new(Connection::open(stream, &self.shared)?);
+        let sandbox = Arc::new(LocalSandbox {
+            generation,
+            connection,
+            call_ceiling: self.config.call_ceiling,
+        });
+        sandbox.greet(epoch).await?;
+        lock(&self.attached).insert(key.clone(), Arc::clone(&sandbox));
+        let (inner, key) = (Arc::downgrade(self), key.clone());
+        let (ended, watched) = (sandbox.connection.ended(), Arc::downgrade(&sandbox));
+        self.shared.tasks.spawn(async move {
+            ended.await;
+            let (Some(inner), Some(watched)) = (inner.upgrade(), watched.upgrade()) else { return };
+            lock(&inner.attached).retain(|_, other| !Arc::ptr_eq(other, &watched));
+            if watched.connection.is_broken() {
+                inner.cut_off(&key, watched.generation).await;
+            }
+        });
+        Ok(sandbox)
+    }
+
+    /// Ends a sandbox whose hand cannot be trusted any more.
+    async fn cut_off(&self, key: &SandboxKey, generation: u64) {
+        let _turn = self.turn(&key.session).await;
+        let replaced = lock(&self.attached).get(key).is_some_and(|s| s.generation != generation);
+        if replaced {
+            return;
+        }
+        if let Err(error) = self.end(key).await {
+            tracing::warn!(%key, %error, "cannot end a broken sandbox");
+        }
+    }
+
+    async fn end(&self, key: &SandboxKey) -> Result<(), SandboxError> {
+        self.forget(|k| k == key, "it was stopped");
+        let launcher = self.launcher().await?;
+        done(launcher.post.ask(Ask::Stop { key: key.clone() }, STOP_TIMEOUT).await)
+    }
+
+    async fn ensure(
+        self: &Arc<Self>,
+        key: &SandboxKey,
+        spec: &SandboxSpec,
+    ) -> Result<Arc<LocalSandbox>, SandboxError> {
+        key.check()?;
+        check_spec(spec)?;
+        let _turn = self.turn(&key.session).await;
+        if let Some(sandbox) = self.known(key, spec.generation) {
+            return Ok(sandbox);
+        }
+        let mut last = SandboxError::gone("the launcher does not keep it");
+        for _ in 0..4 {
+            let launcher = self.launcher().await?;
+            let ask = Ask::Create {
+                key: key.clone(),
+                generation: spec.generation,
+                limits: spec.limits,
+                env: spec.env.clone(),
+            };
+            match launcher.post.ask(ask, ENSURE_TIMEOUT).await {
+                Ok((Answer::Stream { .. }, Some(stream))) => {
+                    match self.adopt(key, spec.generation, spec.epoch, stream).await {
+                        Ok(sandbox) => return Ok(sandbox),
+                        Err(SandboxError::StaleFence) => return Err(SandboxError::StaleFence),
+                        Err(error) => last = error,
+                    }
+                    self.end(key).await?;
+                }
+                Ok((Answer::Absent { alive: Some(other) }, _)) if other > spec.generation => {
+                    return Err(SandboxError::StaleFence);
+                }
+                Ok((Answer::Absent { alive: Some(_) }, _)) => self.end(key).await?,
+                Ok((Answer::Failed { what, fix }, _)) => {
+                    return Err(SandboxError::Unavailable { what, fix });
+                }
+                Ok(_) => {}
+                Err(error @ SandboxError::Gone { .. }) => last = error,
+                Err(error) => return Err(error),
+            }
+        }
+        Err(last)
+    }
+
+    async fn attach(
+        self: &Arc<Self>,
+        key: &SandboxKey,
+        generation: u64,
+        epoch: u64,
+    ) -> Result<Option<Arc<LocalSandbox>>, SandboxError> {
+        key.check()?;
+        let _turn = self.turn(&key.session).await;
+        if let Some(sandbox) = self.known(key, generation) {
+            return Ok(Some(sandbox));
+        }
+        for _ in 0..3 {
+            let launcher = self.launcher().await?;
+            let ask = Ask::Attach { key: key.clone(), generation };
+            match launcher.post.ask(ask, ENSURE_TIMEOUT).await {
+                Ok((Answer::Stream { .. }, Some(stream))) => {
+                    match self.adopt(key, generation, epoch, stream).await {
+                        Ok(sandbox) => return Ok(Some(sandbox)),
+                        Err(SandboxError::StaleFence) => return Err(SandboxError::StaleFence),
+                        Err(error) => tracing::warn!(%key, %error, "a sandbox does not answer"),
+                    }
+                }
+                Ok((Answer::Absent { .. }, _)) => return Ok(None),
+                Ok(_) | Err(SandboxError::Gone { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        // It is there and cannot be spoken to: nobody will ever learn what it did.
+        self.end(key).await?;
+        Ok(None)
+    }
+
+    async fn destroy(&self, session: &str) -> Result<(), SandboxError> {
+        check_part("session", session)?;
+        let _turn = self.turn(session).await;
+        self.forget(|k| k.session == session, "its session was deleted");
+        match self.launcher().await {
+            Ok(launcher) => {
+                let ask = Ask::StopSession { session: session.to_owned() };
+                done(launcher.post.ask(ask, STOP_TIMEOUT).await)?;
+            }
+            // Without a launcher there are no sandboxes, but there may be files.
+            Err(error) => tracing::warn!(%error, "no launcher while a session is destroyed"),
+        }
+        self.discard(session).await
+    }
+
+    /// Moves a workspace out of the way, so that it is gone at once, and removes it.
+    async fn discard(&self, session: &str) -> Result<(), SandboxError> {
+        let number = self.discarded.fetch_add(1, Ordering::Relaxed);
+        let from = self.options.workspaces.join(session);
+        let to = self.trash.join(format!("{session}.{}.{number}", std::process::id()));
+        let removed = tokio::task::spawn_blocking(move || {
+            match fs::rename(&from, &to) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+                other => other?,
+            }
+            remove_tree(&to)
+        });
+        removed
+            .await
+            .map_err(io::Error::other)
+            .and_then(|removed| removed)
+            .map_err(|e| SandboxError::io("cannot remove the session's workspace", e))
+    }
+
+    /// Removes what an earlier server had begun to remove.
+    async fn empty_trash(&self) {
+        let trash = self.trash.clone();
+        let emptied = tokio::task::spawn_blocking(move || -> io::Result<()> {
+            for entry in fs::read_dir(&trash)? {
+                remove_tree(&entry?.path())?;
+            }
+            Ok(())
+        });
+        if let Ok(Err(error)) = emptied.await {
+            tracing::warn!(%error, "cannot empty the trash of the data directory");
+        }
+    }
+
+    async fn list(&self) -> Result<Vec<Listed>, SandboxError> {
+        let launcher = self.launcher().await?;
+        let mut all: Vec<Listed> = Vec::new();
+        loop {
+            let after = all.last().map(|l| l.key.clone());
+            match launcher.post.ask(Ask::List { after }, ENSURE_TIMEOUT).await? {
+                (Answer::Listing { sandboxes, more }, _) => {
+                    let none = sandboxes.is_empty();
+                    all.extend(sandboxes);
+                    if !more || none {
+                        return Ok(all);
+                    }
+                }
+                _ => return Err(SandboxError::gone("the launcher does not list its sandboxes")),
+            }
+        }
+    }
+
+    /// Every session that has a sandbox or a workspace.
+    async fn sessions(&self) -> Result<BTreeSet<String>, SandboxError> {
+        let living = self.list().await?;
+        let mut sessions: BTreeSet<String> = living.into_iter().map(|l| l.key.session).collect();
+        let entries = fs::read_dir(&self.options.workspaces)
+            .map_err(|e| SandboxError::io("cannot list the workspaces", e))?;
+        sessions.extend(entries.flatten().filter_map(|e| e.file_name().into_string().ok()));
+        Ok(sessions)
+    }
+}
+
+fn done(answer: Result<(Answer, Option<OwnedFd>), SandboxError>) -> Result<(), SandboxError> {
+    match answer {
+        // A launcher that ended has taken its sandboxes along.
+        Ok((Answer::Done {}, _)) | Err(SandboxError::Gone { .. }) => Ok(()),
+        Ok(_) => Err(SandboxError::gone("the launcher gave no account of the sandbox")),
+        Err(error) => Err(error),
+    }
+}
+
+fn check_spec(spec: &SandboxSpec) -> Result<(), SandboxError> {
+    let invalid = |what: &str| Err(SandboxError::Invalid(what.to_owned()));
+    let Limits { memory_bytes, pids, cpu_millis, tmp_bytes, workspace_bytes } = spec.limits;
+    if memory_bytes < 16 << 20 || pids < 8 || cpu_millis < 10 {
+        return invalid("a sandbox needs at least 16 MiB of memory, 8 processes and 1% of a core");
+    }
+    if tmp_bytes < 4096 || workspace_bytes < 4096 {
+        return invalid("a sandbox needs at least 4 KiB in /tmp and in its workspace");
+    }
+    let size: usize = spec.env.iter().map(|(name, value)| name.len() + value.len() + 2).sum();
+    if size > MAX_ENV {
+        return invalid("the variables of a sandbox may take 32 KiB together");
+    }
+    for (name, value) in &spec.env {
+        if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
+            return invalid("a variable's name must not be empty or contain =, and nothing may contain NUL");
+        }
+    }
+    Ok(())
+}
+
+fn make_private(dir: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    fs::set_permissions(dir, std::os::unix::fs::PermissionsExt::from_mode(0o700))
+}
+
+/// Stops sandboxes that nobody has used for a while, also those that no session has asked for since
+/// this server started.
+async fn idle_watch(inner: std::sync::Weak<Inner>) {
+    let mut unclaimed: HashMap<(SandboxKey, u64), Instant> = HashMap::new();
+    loop {
+        let Some(limit) = inner.upgrade().map(|inner| inner.config.idle_stop) else { return };
+        let pause = (limit / 4).clamp(Duration::from_millis(20), Duration::from_secs(30));
+        tokio::time::sleep(pause).await;
+        let Some(inner) = inner.upgrade() else { return };
+        let Ok(living) = inner.list().await else { continue };
+        let mut idle = Vec::new();
+        let mut seen = HashMap::new();
+        for Listed { key, generation } in living {
+            let used = match inner.known(&key, generation) {
+                Some(sandbox) => sandbox.connection.idle(),
+                None => {
+                    let entry = (key.clone(), generation);
+                    let since = unclaimed.get(&entry).copied().unwrap_or_else(Instant::now);
+                    seen.insert(entry, since);
+                    Some(since.elapsed())
+                }
+            };
+            if used.is_some_and(|used| used >= limit) {
+                idle.push((key, generation));
+            }
+        }
+        unclaimed = seen;
+        for (key, generation) in idle {
+            inner.stop_if_idle(&key, generation, limit).await;
+        }
+    }
+}
+
+impl Inner {
+    async fn stop_if_idle(&self, key: &SandboxKey, generation: u64, limit: Duration) {
+        let _turn = self.turn(&key.session).await;
+        // While this waited for its turn, a call may have come.
+        let busy = self
+            .known(key, generation)
+            .is_some_and(|s| s.connection.idle().is_none_or(|idle| idle < limit));
+        if busy {
+            return;
+        }
+        tracing::debug!(%key, "stopping an idle sandbox");
+        if let Err(error) = self.end(key).await {
+            tracing::warn!(%key, %error, "cannot stop an idle sandbox");
+        }
+    }
+}
+
+#[async_trait]
+impl ComputeProvider for LocalProvider {
+    fn capabilities(&self) -> Capabilities {
+        self.inner.capabilities.clone()
+    }
+
+    async fn ensure(
+        &self,
+        key: &SandboxKey,
+        spec: &SandboxSpec,
+    ) -> Result<Arc<dyn Sandbox>, SandboxError> {
+        Ok(self.inner.ensure(key, spec).await?)
+    }
+
+    async fn attach(
+        &self,
+        key: &SandboxKey,
+        generation: u64,
+        epoch: u64,
+    ) -> Result<Option<Arc<dyn Sandbox>>, SandboxError> {
+        let attached = self.inner.attach(key, generation, epoch).await?;
+        Ok(attached.map(|sandbox| sandbox as Arc<dyn Sandbox>))
+    }
+
+    async fn stop(&self, key: &SandboxKey) -> Result<(), SandboxError> {
+        key.check()?;
+        let _turn = self.inner.turn(&key.session).await;
+        self.inner.end(key).await
+    }
+
+    async fn destroy(&self, session: &str) -> Result<(), SandboxError> {
+        self.inner.destroy(session).await
+    }
+
+    async fn reap(&self, keep: &BTreeSet<String>) -> Result<usize, SandboxError> {
+        let mut reaped = 0;
+        for session in self.inner.sessions().await? {
+            if !keep.contains(&session) {
+                self.inner.destroy(&session).await?;
+                reaped += 1;
+            }
+        }
+        Ok(reaped)
+    }
+
+    async fn shutdown(&self, linger: bool) {
+        let inner = &self.inner;
+        inner.stopping.cancel();
+        inner.forget(|_| true, "the server is shutting down");
+        let launcher = Arc::clone(&*inner.launcher.lock().await);
+        if !linger && launcher.post.is_open() {
+            found::quit(&launcher.post).await;
+        }
+        launcher.post.close();
+    }
+}
+
+#[async_trait]
+impl ComputeProvider for UnsafeHost {
+    fn capabilities(&self) -> Capabilities {
+        self.local.capabilities()
+    }
+
+    async fn ensure(
+        &self,
+        key: &SandboxKey,
+        spec: &SandboxSpec,
+    ) -> Result<Arc<dyn Sandbox>, SandboxError> {
+        self.local.ensure(key, spec).await
+    }
+
+    async fn attach(
+        &self,
+        key: &SandboxKey,
+        generation: u64,
+        epoch: u64,
+    ) -> Result<Option<Arc<dyn Sandbox>>, SandboxError> {
+        self.local.attach(key, generation, epoch).await
+    }
+
+    async fn stop(&self, key: &SandboxKey) -> Result<(), SandboxError> {
+        self.local.stop(key).await
+    }
+
+    async fn destroy(&self, session: &str) -> Result<(), SandboxError> {
+        self.local.destroy(session).await
+    }
+
+    async fn reap(&self, keep: &BTreeSet<String>) -> Result<usize, SandboxError> {
+        self.local.reap(keep).await
+    }
+
+    async fn shutdown(&self, linger: bool) {
+        self.local.shutdown(linger).await;
+    }
+}

@@ -1,0 +1,80 @@
+//! The canary: a first sandbox that shows whether the walls stand, before any session gets one.
+//! It must look from the inside, at what a model's command would see, and believe nothing it was told.
+
+use std::path::Path;
+use std::time::Duration;
+
+use crate::error::SandboxError;
+use crate::seam::{Block, Fence, Sandbox, ToolResult};
+
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Prints one word for every wall that does not stand, and `done` at the end. Shell builtins only, so
+/// that it costs no more than one shell.
+const SCRIPT: &str = r#"
+has() { [ -e "$1" ] && echo "$2"; }
+while read -r name value rest; do
+  case "$name" in
+    NoNewPrivs:) [ "$value" = 1 ] || echo privileges ;;
+    Seccomp:) [ "$value" = 2 ] || echo seccomp ;;
+    CapEff:) [ "$value" = 00000000000004fb ] || echo capabilities ;;
+  esac
+done < /proc/self/status
+while read -r inside outside count; do
+  [ "$inside" = 0 ] && [ "$outside" = 0 ] && [ "$HOST_IS_ROOT" = 1 ] && echo user-ids
+done < /proc/self/uid_map
+has /etc/shadow host-etc
+has /sys/kernel host-sys
+has /run/systemd host-run
+has "$HOST_MARK" host-data
+while read -r line; do
+  case "$line" in *"|"*|lo:*) ;; *:*) echo network ;; esac
+done < /proc/net/dev
+[ -w /usr ] && echo writable-usr
+[ -w / ] && echo writable-root
+[ -w /proc/sys/kernel/core_pattern ] && ( : > /proc/sys/kernel/core_pattern ) 2>/dev/null && echo writable-proc
+[ -w /workspace ] || echo workspace
+[ -w /tmp ] || echo tmp
+[ "${VAQUERO_CANARY_ENV+set}" = set ] && echo environment
+echo done
+"#;
+
+/// Checks the walls of an isolated sandbox.
+pub(crate) async fn check(sandbox: &dyn Sandbox, mark: &Path) -> Result<(), SandboxError> {
+    let root = u8::from(rustix::process::geteuid().is_root());
+    let mark = mark.display().to_string().replace('\'', "'\\''");
+    let script = format!("HOST_IS_ROOT={root}; HOST_MARK='{mark}'\n{SCRIPT}");
+    let said = text(run(sandbox, &script).await?);
+    let failed: Vec<&str> =
+        said.split_whitespace().filter(|word| *word != "done").collect();
+    if said.trim() == "done" {
+        return Ok(());
+    }
+    Err(SandboxError::unavailable(
+        format!("the canary sandbox found walls missing: {:.200}", failed.join(", ")),
+        "run `vaquero doctor`, and report this if every wall there is ok",
+    ))
+}
+
+/// Checks only that commands run at all.
+pub(crate) async fn check_runs(sandbox: &dyn Sandbox) -> Result<(), SandboxError> {
+    let said = text(run(sandbox, "echo done").await?);
+    if said.trim() == "done" {
+        return Ok(());
+    }
+    Err(SandboxError::unavailable("commands do not run on this host", "install bash"))
+}
+
+async fn run(sandbox: &dyn Sandbox, script: &str) -> Result<ToolResult, SandboxError> {
+    let fence = Fence { epoch: 1, generation: sandbox.generation() };
+    let input = serde_json::json!({ "command": script });
+    sandbox.run("canary", fence, "bash", &input, Some(TIMEOUT)).await
+}
+
+fn text(result: ToolResult) -> String {
+    let texts = result.content.into_iter().filter_map(|block| match block {
+        Block::Text { text } => Some(text),
+        Block::Image { .. } | Block::Document { .. } => None,
+    });
+    texts.collect::<Vec<_>>().join("\n")
+}

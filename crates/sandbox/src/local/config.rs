@@ -1,0 +1,44 @@
+//! What the local provider is told by the binary. Plain data, checked by whoever uses it.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Whether limits may be weaker than cgroups make them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LimitsMode {
+    /// Refuse to start without cgroups.
+    Enforced,
+    /// Use cgroups where there are any, else rlimits, `pid_max` and tmpfs sizes.
+    Degraded,
+}
+
+/// How the local providers are set up.
+#[derive(Clone, Debug)]
+pub struct LocalConfig {
+    /// The server's data directory. The provider uses `launcher/`, `workspaces/` and `trash/` in it.
+    pub data_dir: PathBuf,
+    /// Whether limits may be weaker than cgroups make them.
+    pub limits_mode: LimitsMode,
+    /// After how long without a call a sandbox is stopped; its files stay.
+    pub idle_stop: Duration,
+    /// How long the launcher and its sandboxes live on without a server.
+    pub linger: Duration,
+    /// The executable with the `launcher` and `hand` subcommands.
+    pub launcher_exe: PathBuf,
+    /// The longest any call may take, queueing included; past it the sandbox is ended.
+    pub call_ceiling: Duration,
+}
+
+impl LocalConfig {
+    /// The defaults around a data directory: enforced limits, stop after 15 idle minutes, linger ten.
+    pub fn new(data_dir: impl Into<PathBuf>) -> Self {
+        Self {
+            data_dir: data_dir.into(),
+            limits_mode: LimitsMode::Enforced,
+            idle_stop: Duration::from_secs(15 * 60),
+            linger: Duration::from_secs(10 * 60),
+            launcher_exe: PathBuf::from("/proc/self/exe"),
+            call_ceiling: Duration::from_secs(4 * 60 * 60),
+        }
+    }
+}

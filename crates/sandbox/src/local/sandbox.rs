@@ -1,0 +1,130 @@
+//! One living sandbox of the local provider: the seam's calls as requests to its hand.
+//! A hand that breaks the protocol is reported to the provider, which ends it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use vaquero_hand::protocol::{Fence, Op, State, ToolResult, VERSION};
+
+use crate::answer::Answer;
+use crate::connection::Connection;
+use crate::error::SandboxError;
+use crate::seam::{CallState, Sandbox};
+
+/// How long anything but a run may take; a sandbox at its CPU limit is slow, not dead.
+const CONTROL_TIMEOUT: Duration = Duration::from_secs(30);
+/// One read of a file.
+const CHUNK: u64 = 4 << 20;
+
+/// A sandbox and the connection to it.
+#[derive(Debug)]
+pub(crate) struct LocalSandbox {
+    pub(crate) generation: u64,
+    pub(crate) connection: Arc<Connection>,
+    pub(crate) call_ceiling: Duration,
+}
+
+impl LocalSandbox {
+    /// Makes sure that the other end is a hand of the right version and generation.
+    pub(crate) async fn greet(&self, epoch: u64) -> Result<(), SandboxError> {
+        let fence = Fence { epoch, generation: self.generation };
+        match self.connection.ask(fence, Op::Hello {}, CONTROL_TIMEOUT).await? {
+            Answer::Hello { version, generation }
+                if version == VERSION && generation == self.generation =>
+            {
+                Ok(())
+            }
+            _ => Err(self.connection.mismatch("hello")),
+        }
+    }
+
+    async fn control(&self, fence: Fence, op: Op) -> Result<Answer, SandboxError> {
+        self.connection.ask(fence, op, CONTROL_TIMEOUT).await
+    }
+}
+
+#[async_trait]
+impl Sandbox for LocalSandbox {
+    fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    async fn run(
+        &self,
+        call_id: &str,
+        fence: Fence,
+        tool: &str,
+        input: &serde_json::Value,
+        timeout: Option<Duration>,
+    ) -> Result<ToolResult, SandboxError> {
+        let timeout_ms = timeout.map(|t| u64::try_from(t.as_millis()).unwrap_or(u64::MAX));
+        let op = Op::Run {
+            call_id: call_id.to_owned(),
+            tool: tool.to_owned(),
+            input: input.clone(),
+            timeout_ms,
+        };
+        match self.connection.ask(fence, op, self.call_ceiling).await? {
+            Answer::Run(result) => Ok(result),
+            _ => Err(self.connection.mismatch("run")),
+        }
+    }
+
+    async fn status(&self, call_id: &str, fence: Fence) -> Result<CallState, SandboxError> {
+        match self.control(fence, Op::Status { call_id: call_id.to_owned() }).await? {
+            Answer::Status(State::Unknown, None) => Ok(CallState::Unknown),
+            Answer::Status(State::Running, None) => Ok(CallState::Running),
+            Answer::Status(State::Finished, Some(result)) => Ok(CallState::Finished(result)),
+            Answer::Status(State::Finished, None) => Err(SandboxError::Acked),
+            _ => Err(self.connection.mismatch("status")),
+        }
+    }
+
+    async fn ack(&self, call_id: &str, fence: Fence) -> Result<(), SandboxError> {
+        match self.control(fence, Op::Ack { call_id: call_id.to_owned() }).await? {
+            Answer::Ack => Ok(()),
+            _ => Err(self.connection.mismatch("ack")),
+        }
+    }
+
+    async fn cancel(&self, call_id: &str, fence: Fence) -> Result<(), SandboxError> {
+        match self.control(fence, Op::Cancel { call_id: call_id.to_owned() }).await? {
+            Answer::Cancel => Ok(()),
+            _ => Err(self.connection.mismatch("cancel")),
+        }
+    }
+
+    async fn read_file(
+        &self,
+        path: &str,
+        max_bytes: u64,
+        fence: Fence,
+    ) -> Result<Vec<u8>, SandboxError> {
+        let mut bytes: Vec<u8> = Vec::new();
+        loop {
+            let offset = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+            let limit = max_bytes.saturating_sub(offset).min(CHUNK);
+            if limit == 0 {
+                return Ok(bytes);
+            }
+            let op = Op::ReadFile { path: path.to_owned(), offset, limit };
+            let Answer::File { data_b64, eof } = self.control(fence, op).await? else {
+                return Err(self.connection.mismatch("read_file"));
+            };
+            let Ok(chunk) = STANDARD.decode(data_b64) else {
+                return Err(self.connection.mismatch("read_file"));
+            };
+            let size = u64::try_from(chunk.len()).unwrap_or(u64::MAX);
+            if size > limit || (size == 0 && !eof) {
+                return Err(self.connection.mismatch("read_file"));
+            }
+            bytes.extend(chunk);
+            if eof {
+                return Ok(bytes);
+            }
+        }
+    }
+}

@@ -1,0 +1,17 @@
+//! The commands.
+
+pub(crate) mod demo;
+pub(crate) mod doctor;
+pub(crate) mod hand;
+pub(crate) mod key;
+pub(crate) mod scripted_model;
+pub(crate) mod serve;
+
+/// Prints a line to standard output; a closed pipe is no error.
+macro_rules! say {
+    ($($words:tt)*) => {{
+        use std::io::Write as _;
+        drop(writeln!(std::io::stdout(), $($words)*));
+    }};
+}
+pub(crate) use say;

@@ -1,0 +1,89 @@
+//! `vaquero key`: keys of a data directory, whether or not a server has it open.
+
+use super::{say, serve::runtime};
+use crate::{
+    admin::{self, Ask, Told},
+    config,
+};
+use anyhow::bail;
+use clap::Subcommand;
+use std::{path::PathBuf, process::ExitCode};
+use vaquero_api::keys::{self, ApiKey};
+use vaquero_store_sqlite::{OpenError, SqliteStore};
+use vaquero_types::{RandomIds, SystemClock};
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The data directory [default: ./vaquero-data].
+    #[arg(long, global = true, value_name = "DIRECTORY")]
+    data_dir: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make a key and print it, alone, once.
+    Create {
+        /// The workspace it opens; a new name is a new workspace.
+        #[arg(long, value_name = "NAME", default_value = "default")]
+        workspace: String,
+        /// For a later release: a key for the workers of a self-hosted environment.
+        #[arg(long, value_name = "env_…")]
+        environment: Option<String>,
+    },
+    /// List keys: id, workspace, beginning, age.
+    List,
+    /// Revoke a key, from the next request on.
+    Revoke {
+        /// Its id (`apikey_…`), as `list` shows it.
+        id: String,
+    },
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let data_dir = config::data_dir(args.data_dir.as_ref())?;
+    let ask = match &args.command {
+        Command::Create { environment: Some(_), .. } => {
+            bail!("--environment: keys for self-hosted workers are for a later release of Vaquero")
+        }
+        Command::Create { workspace, environment: None } => {
+            keys::workspace(workspace)?;
+            Ask::KeyCreate { workspace: workspace.clone() }
+        }
+        Command::List => Ask::KeyList,
+        Command::Revoke { id } => Ask::KeyRevoke { id: id.clone() },
+    };
+    let told = match SqliteStore::open(&data_dir) {
+        Ok(store) => runtime()?.block_on(directly(&store, ask))?,
+        Err(OpenError::Locked { .. }) => admin::ask(&data_dir, &ask)?,
+        Err(error) => return Err(error.into()),
+    };
+    match told {
+        Told::Key(key) => say!("{key}"),
+        Told::Keys(keys) => keys.iter().for_each(show),
+        Told::Revoked(true) => {}
+        Told::Revoked(false) => bail!("there is no such key; `vaquero key list` shows all"),
+        Told::Failed(reason) => bail!(reason),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn show(key: &ApiKey) {
+    let state = match key.revoked_at {
+        Some(at) => format!("revoked {at}"),
+        None => "active".to_owned(),
+    };
+    say!("{}  {}  {}  created {}  {state}", key.id, key.workspace, key.hint, key.created_at);
+}
+
+async fn directly(store: &SqliteStore, ask: Ask) -> anyhow::Result<Told> {
+    Ok(match ask {
+        Ask::KeyCreate { workspace } => {
+            let workspace = keys::workspace(&workspace)?;
+            Told::Key(keys::create(store, &SystemClock, &RandomIds, &workspace).await?.0)
+        }
+        Ask::KeyList => Told::Keys(keys::list(store).await?),
+        Ask::KeyRevoke { id } => Told::Revoked(keys::revoke_in(store, &SystemClock, &id).await?),
+    })
+}

@@ -1,0 +1,313 @@
+//! Configuration: flags over environment over `vaquero.toml` over defaults. A value that is wrong is named together with where it came from.
+
+use anyhow::{Context, bail};
+use clap::Args;
+use figment::{
+    Figment,
+    providers::{Env, Format, Serialized, Toml},
+};
+use serde::{Deserialize, Serialize};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+use vaquero_api::Rates;
+use vaquero_core::Limits;
+use vaquero_model::ModelInfo;
+
+/// Variables with our prefix that are no settings.
+const NOT_SETTINGS: [&str; 3] = ["CONFIG", "CRASH_POINT", "DEMO_MODEL"];
+
+/// Flags of `vaquero serve`. Each has a variable (`VAQUERO_` and its name in capitals) and a key in `vaquero.toml` (its name with underscores).
+#[derive(Clone, Debug, Default, Args, Serialize)]
+pub(crate) struct ServeArgs {
+    /// Where to listen [default: 127.0.0.1:7777].
+    #[arg(long, value_name = "ADDRESS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) listen: Option<String>,
+    /// Where everything durable is kept [default: ./vaquero-data].
+    #[arg(long, value_name = "DIRECTORY")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) data_dir: Option<PathBuf>,
+    /// A configuration file [default: ./vaquero.toml, if there is one].
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip)]
+    pub(crate) config: Option<PathBuf>,
+    /// Where sandboxes come from: `local`, or `unsafe-host` for no isolation at all.
+    #[arg(long, value_name = "PROVIDER")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) sandbox: Option<String>,
+    /// `enforced` (by cgroups, or refuse to start) or `degraded` (weaker where there are none).
+    #[arg(long, value_name = "MODE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) sandbox_limits: Option<String>,
+    /// Seconds without a call after which a sandbox is stopped; its files stay.
+    #[arg(long, value_name = "SECONDS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) sandbox_idle_seconds: Option<u64>,
+    /// Most turns at once.
+    #[arg(long, value_name = "COUNT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) turns: Option<usize>,
+    /// Seconds a turn may take.
+    #[arg(long, value_name = "SECONDS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) turn_seconds: Option<u64>,
+    /// Model requests a turn may make.
+    #[arg(long, value_name = "COUNT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) turn_model_calls: Option<u32>,
+    /// Tool calls a turn may make.
+    #[arg(long, value_name = "COUNT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) turn_tool_calls: Option<u32>,
+    /// Failed model requests in a row before a turn is given up.
+    #[arg(long, value_name = "COUNT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) model_attempts: Option<u32>,
+    /// Milliseconds before a failed model request is repeated the first time.
+    #[arg(long, value_name = "MILLISECONDS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) model_backoff_ms: Option<u64>,
+    /// Tokens the model's window holds; the context is compacted when it is nearly full.
+    #[arg(long, value_name = "TOKENS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) model_window: Option<u64>,
+    /// Most tokens of one answer of the model.
+    #[arg(long, value_name = "TOKENS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) model_max_tokens: Option<u32>,
+    /// Where the Messages API is spoken [default: Anthropic].
+    #[arg(long, value_name = "URL")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) anthropic_base_url: Option<String>,
+    /// Rate limits: `off`, `hosted` (300 creations and 1,200 reads a minute) or `hosted-early` (60 and 600).
+    #[arg(long, value_name = "PRESET")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) rate_limits: Option<String>,
+    /// Seconds a worker's claim on a session lasts without renewal.
+    #[arg(long, value_name = "SECONDS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) lease_seconds: Option<u64>,
+    /// What to log, such as `info` or `vaquero_worker=debug`.
+    #[arg(long, value_name = "FILTER")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) log: Option<String>,
+    /// `text` or `json`.
+    #[arg(long, value_name = "FORMAT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) log_format: Option<String>,
+    /// For a later release: PostgreSQL instead of the embedded store.
+    #[arg(long, value_name = "URL")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) database_url: Option<String>,
+    /// For a later release: `api` or `worker` alone.
+    #[arg(long, value_name = "ROLE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) role: Option<String>,
+    /// For a later release: private networks that sandboxes may reach.
+    #[arg(long, value_name = "CIDR,…")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) egress_allow_private: Option<String>,
+}
+
+/// Which provider makes sandboxes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum SandboxChoice {
+    /// The local Linux provider.
+    Local,
+    /// No isolation.
+    UnsafeHost,
+}
+
+/// How firmly limits must hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum LimitsChoice {
+    /// By cgroups, or refuse to start.
+    Enforced,
+    /// Weaker where there are none.
+    Degraded,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum LogFormat {
+    /// For people.
+    Text,
+    /// For machines.
+    Json,
+}
+
+/// The settings of a server.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Config {
+    pub(crate) listen: SocketAddr,
+    pub(crate) data_dir: PathBuf,
+    pub(crate) api_key: Option<String>,
+    pub(crate) anthropic_api_key: Option<String>,
+    pub(crate) anthropic_base_url: String,
+    pub(crate) sandbox: SandboxChoice,
+    pub(crate) sandbox_limits: LimitsChoice,
+    pub(crate) sandbox_idle_seconds: u64,
+    pub(crate) turns: usize,
+    pub(crate) turn_seconds: u64,
+    pub(crate) turn_model_calls: u32,
+    pub(crate) turn_tool_calls: u32,
+    pub(crate) model_attempts: u32,
+    pub(crate) model_backoff_ms: u64,
+    pub(crate) model_window: u64,
+    pub(crate) model_max_tokens: u32,
+    pub(crate) rate_limits: String,
+    pub(crate) lease_seconds: u64,
+    pub(crate) log: String,
+    pub(crate) log_format: LogFormat,
+    /// More models to list, each `{ id, display_name, created_at }`.
+    #[serde(default)]
+    pub(crate) models: Vec<ModelInfo>,
+    pub(crate) database_url: Option<String>,
+    pub(crate) role: Option<String>,
+    pub(crate) egress_allow_private: Option<String>,
+}
+
+impl std::fmt::Debug for Config {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Config").field("listen", &self.listen).field("data_dir", &self.data_dir).finish_non_exhaustive()
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let limits = Limits::default();
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 7777)),
+            data_dir: PathBuf::from("vaquero-data"),
+            api_key: None,
+            anthropic_api_key: None,
+            anthropic_base_url: "https://api.anthropic.com".to_owned(),
+            sandbox: SandboxChoice::Local,
+            sandbox_limits: LimitsChoice::Enforced,
+            sandbox_idle_seconds: 900,
+            turns: 256,
+            turn_seconds: limits.turn_time.as_secs(),
+            turn_model_calls: limits.model_calls,
+            turn_tool_calls: limits.tool_calls,
+            model_attempts: limits.attempts,
+            model_backoff_ms: u64::try_from(limits.backoff.as_millis()).unwrap_or(u64::MAX),
+            model_window: limits.window_tokens,
+            model_max_tokens: 32_000,
+            rate_limits: "off".to_owned(),
+            lease_seconds: 30,
+            log: "info".to_owned(),
+            log_format: LogFormat::Text,
+            models: Vec::new(),
+            database_url: None,
+            role: None,
+            egress_allow_private: None,
+        }
+    }
+}
+
+impl Config {
+    /// Reads all sources and checks the whole.
+    pub(crate) fn load(args: &ServeArgs) -> anyhow::Result<Self> {
+        let mut figment = Figment::from(Serialized::defaults(Self::default()));
+        let file = args.config.clone().or_else(|| std::env::var_os("VAQUERO_CONFIG").map(PathBuf::from));
+        match &file {
+            Some(file) if !file.is_file() => bail!("the configuration file {} does not exist", file.display()),
+            Some(file) => figment = figment.merge(Toml::file_exact(file)),
+            None if Path::new("vaquero.toml").is_file() => {
+                figment = figment.merge(Toml::file_exact("vaquero.toml"));
+            }
+            None => {}
+        }
+        let variables = Env::prefixed("VAQUERO_")
+            .filter(|name| !NOT_SETTINGS.iter().any(|other| name.as_str().eq_ignore_ascii_case(other)));
+        figment = figment.merge(variables);
+        figment = figment.merge(FromFlags(args.clone()));
+        let config: Self = figment.extract().map_err(|error| describe(&error))?;
+        config.checked()
+    }
+
+    fn checked(mut self) -> anyhow::Result<Self> {
+        for (setting, flag) in [
+            (&self.database_url, "--database-url (PostgreSQL)"),
+            (&self.role, "--role"),
+            (&self.egress_allow_private, "--egress-allow-private"),
+        ] {
+            if setting.is_some() {
+                bail!("{flag} is for a later release of Vaquero; this one does not have it yet. Leave it out");
+            }
+        }
+        if Rates::preset(&self.rate_limits).is_none() {
+            bail!("rate_limits: `{}` is not a preset; use `off`, `hosted` or `hosted-early`", self.rate_limits);
+        }
+        let positive = [
+            ("turns", self.turns as u64),
+            ("turn_seconds", self.turn_seconds),
+            ("turn_model_calls", self.turn_model_calls.into()),
+            ("model_attempts", self.model_attempts.into()),
+            ("model_max_tokens", self.model_max_tokens.into()),
+            ("lease_seconds", self.lease_seconds),
+        ];
+        if let Some((name, _)) = positive.iter().find(|(_, value)| *value == 0) {
+            bail!("{name}: must be at least 1");
+        }
+        if self.anthropic_api_key.is_none() {
+            self.anthropic_api_key = std::env::var("ANTHROPIC_API_KEY").ok().filter(|key| !key.is_empty());
+        }
+        Ok(self)
+    }
+
+    /// The limits of a turn.
+    pub(crate) fn limits(&self) -> Limits {
+        Limits {
+            turn_time: Duration::from_secs(self.turn_seconds),
+            model_calls: self.turn_model_calls,
+            tool_calls: self.turn_tool_calls,
+            attempts: self.model_attempts,
+            backoff: Duration::from_millis(self.model_backoff_ms),
+            window_tokens: self.model_window,
+            ..Limits::default()
+        }
+    }
+}
+
+/// The flags as a source of their own, so that errors name it.
+struct FromFlags(ServeArgs);
+
+impl figment::Provider for FromFlags {
+    fn metadata(&self) -> figment::Metadata {
+        figment::Metadata::named("command line")
+    }
+
+    fn data(&self) -> figment::Result<figment::value::Map<figment::Profile, figment::value::Dict>> {
+        Serialized::defaults(&self.0).data()
+    }
+}
+
+fn describe(error: &figment::Error) -> anyhow::Error {
+    let mut lines = Vec::new();
+    for single in error.clone() {
+        let place = match &single.metadata {
+            Some(metadata) => match &metadata.source {
+                Some(source) => format!("{} ({source})", metadata.name),
+                None => metadata.name.to_string(),
+            },
+            None => "the settings".to_owned(),
+        };
+        let path = single.path.join(".");
+        lines.push(format!("{path}: {} — from {place}", single.kind));
+    }
+    anyhow::anyhow!("{}", lines.join("; "))
+}
+
+/// The data directory alone, for commands that need no more.
+pub(crate) fn data_dir(given: Option<&PathBuf>) -> anyhow::Result<PathBuf> {
+    let args = ServeArgs { data_dir: given.cloned(), ..ServeArgs::default() };
+    Ok(Config::load(&args).context("the settings cannot be read")?.data_dir)
+}

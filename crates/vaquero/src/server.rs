@@ -1,0 +1,170 @@
+//! A running server: every part made, wired and, at the end, taken down in order. The only place that names a concrete store.
+
+use crate::{
+    admin,
+    config::{Config, LimitsChoice, SandboxChoice},
+    listen,
+};
+use anyhow::Context;
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+use tokio::{net::TcpListener, sync::mpsc::unbounded_channel, task::JoinSet};
+use tokio_util::sync::CancellationToken;
+use vaquero_api::{App, ModelList, Parts, Rates, Settings, keys};
+use vaquero_model::{Anthropic, AnthropicConfig, ModelProvider, Unconfigured};
+use vaquero_sandbox::{
+    ComputeProvider, LimitsMode, LocalConfig, LocalProvider, UnsafeHost,
+};
+use vaquero_store::{LocalLive, SharedStore};
+use vaquero_store_sqlite::SqliteStore;
+use vaquero_types::{RandomIds, SystemClock, WorkspaceId};
+use vaquero_worker::{Worker, World};
+
+/// How long requests and streams may take to end.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// A server that accepts requests.
+pub(crate) struct Server {
+    /// Where it listens.
+    pub(crate) address: SocketAddr,
+    /// A key it has just made; shown nowhere else.
+    pub(crate) new_key: Option<String>,
+    /// Where commands run.
+    pub(crate) compute: Arc<dyn ComputeProvider>,
+    app: App,
+    store: Arc<SqliteStore>,
+    drain: CancellationToken,
+    stop_worker: CancellationToken,
+    tasks: JoinSet<()>,
+    worker: JoinSet<()>,
+    linger: bool,
+}
+
+static METRICS: OnceLock<PrometheusHandle> = OnceLock::new();
+
+fn metrics() -> anyhow::Result<PrometheusHandle> {
+    if let Some(handle) = METRICS.get() {
+        return Ok(handle.clone());
+    }
+    let handle = PrometheusBuilder::new().install_recorder().context("metrics cannot be collected")?;
+    Ok(METRICS.get_or_init(|| handle).clone())
+}
+
+/// The upstream model, or what stands in while there is none.
+pub(crate) fn upstream(config: &Config) -> anyhow::Result<Arc<dyn ModelProvider>> {
+    let Some(key) = &config.anthropic_api_key else {
+        tracing::warn!("no upstream model: set VAQUERO_ANTHROPIC_API_KEY (or ANTHROPIC_API_KEY); until then every turn ends with an error that says so");
+        return Ok(Arc::new(Unconfigured));
+    };
+    let provider = Anthropic::new(AnthropicConfig {
+        base_url: config.anthropic_base_url.clone(),
+        api_key: key.clone(),
+        connect_timeout: Duration::from_secs(10),
+        idle_timeout: Duration::from_secs(300),
+    });
+    Ok(Arc::new(provider.context("the upstream model cannot be used")?))
+}
+
+async fn compute(config: &Config) -> anyhow::Result<Arc<dyn ComputeProvider>> {
+    let mut local = LocalConfig::new(&config.data_dir);
+    local.idle_stop = Duration::from_secs(config.sandbox_idle_seconds);
+    local.limits_mode = match config.sandbox_limits {
+        LimitsChoice::Enforced => LimitsMode::Enforced,
+        LimitsChoice::Degraded => LimitsMode::Degraded,
+    };
+    match config.sandbox {
+        SandboxChoice::Local => Ok(Arc::new(LocalProvider::start(local).await?)),
+        SandboxChoice::UnsafeHost => {
+            tracing::warn!("--sandbox=unsafe-host: THE MODEL'S COMMANDS RUN ON THIS HOST WITH THE SERVER'S RIGHTS. Nothing isolates them.");
+            Ok(Arc::new(UnsafeHost::start(local).await?))
+        }
+    }
+}
+
+impl Server {
+    /// Makes every part and starts serving. With `linger` the sandboxes outlive the server for a while.
+    pub(crate) async fn start(config: &Config, linger: bool) -> anyhow::Result<Self> {
+        let render = metrics()?;
+        let store = Arc::new(SqliteStore::open(&config.data_dir)?);
+        let shared: SharedStore = Arc::clone(&store) as SharedStore;
+        let (clock, ids) = (Arc::new(SystemClock), Arc::new(RandomIds));
+        let new_key = first_key(config, shared.as_ref()).await?;
+        let models = upstream(config)?;
+        let compute = compute(config).await?;
+        let live = Arc::new(LocalLive::default());
+        let (drain, stop_worker) = (CancellationToken::new(), CancellationToken::new());
+        let (ended, ended_inbox) = unbounded_channel();
+        let world = World {
+            store: Arc::clone(&shared),
+            live: Arc::clone(&live) as _,
+            models: Arc::clone(&models),
+            compute: Arc::clone(&compute),
+            clock: Arc::clone(&clock) as _,
+            ids: Arc::clone(&ids) as _,
+        };
+        let worker_config = vaquero_worker::Config {
+            slots: config.turns,
+            lease: Duration::from_secs(config.lease_seconds),
+            limits: config.limits(),
+            max_tokens: config.model_max_tokens,
+            ..vaquero_worker::Config::default()
+        };
+        let app = App::new(Parts {
+            store: shared,
+            live,
+            clock,
+            ids,
+            models: ModelList::new(models, config.models.clone()),
+            ended,
+            metrics: Arc::new(move || render.render()),
+            drain: drain.clone(),
+            settings: Settings {
+                rates: Rates::preset(&config.rate_limits).unwrap_or_default(),
+                ..Settings::default()
+            },
+        });
+        let listener = TcpListener::bind(config.listen)
+            .await
+            .with_context(|| format!("cannot listen on {} (listen)", config.listen))?;
+        let address = listener.local_addr()?;
+        let mut tasks = JoinSet::new();
+        tasks.spawn(listen::serve(listener, vaquero_api::router(app.clone()), drain.clone(), GRACE));
+        tasks.spawn(admin::serve(config.data_dir.clone(), app.clone(), drain.clone()));
+        let mut worker = JoinSet::new();
+        worker.spawn(Worker::new(world, worker_config).run(stop_worker.clone(), ended_inbox));
+        Ok(Self { address, new_key, compute, app, store, drain, stop_worker, tasks, worker, linger })
+    }
+
+    /// Stops: turns are handed over, streams end, requests finish, sandboxes are let go, the store is closed.
+    pub(crate) async fn stop(mut self) {
+        self.drain.cancel();
+        self.stop_worker.cancel();
+        if tokio::time::timeout(GRACE, async { while self.worker.join_next().await.is_some() {} }).await.is_err() {
+            tracing::warn!("some turns did not stop in time; they go on from the log at the next start");
+        }
+        if tokio::time::timeout(GRACE, self.app.streams_ended()).await.is_err() {
+            tracing::warn!("some streams did not end in time");
+        }
+        while self.tasks.join_next().await.is_some() {}
+        self.compute.shutdown(self.linger).await;
+        self.store.close();
+    }
+}
+
+/// Accepts the configured key; without one, and without any key yet, makes one.
+async fn first_key(config: &Config, store: &dyn vaquero_store::Store) -> anyhow::Result<Option<String>> {
+    if let Some(key) = &config.api_key {
+        keys::accept(store, &SystemClock, &RandomIds, key).await.context("VAQUERO_API_KEY cannot be used")?;
+        return Ok(None);
+    }
+    if !keys::list(store).await?.is_empty() {
+        return Ok(None);
+    }
+    let workspace = WorkspaceId::from_wire(keys::DEFAULT_WORKSPACE);
+    let (key, _) = keys::create(store, &SystemClock, &RandomIds, &workspace).await?;
+    Ok(Some(key))
+}
