@@ -35,7 +35,7 @@ pub use document::{Document, DocumentPage, DocumentQuery, Order};
 pub use error::{CommitError, StoreError};
 pub use lease::{Lease, WorkerName};
 pub use live::{Delta, Live, LocalLive};
-// pub use memory::MemoryStore;
+pub use memory::MemoryStore;
 pub use record::{EventPage, EventQuery, NewRecord, Position, Record, RecordKind, Seq};
 pub use session::{SessionPage, SessionQuery, SessionRow, Snapshot};
 pub use write::{Answer, AnswerKey, Append, Author, Committed, Expect, SessionChange, Write};

@@ -1,1 +1,368 @@
-//! The in-memory store.
+//! The in-memory store: the same promises as the others but for outliving the process. For tests, and as the plainest statement of the rules.
+
+mod apply;
+
+use crate::{
+    Answer, AnswerKey, CommitError, Committed, Document, DocumentPage, DocumentQuery, EventPage,
+    EventQuery, Lease, Order, Position, Record, RecordKind, Seq, SessionPage, SessionQuery,
+    SessionRow, Snapshot, Store, StoreError, WorkerName, Write, notify::Wakes,
+    record::EventCursor,
+};
+use async_trait::async_trait;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+use vaquero_types::{EventId, SessionId, Timestamp, WorkspaceId, thread::Thread};
+
+type DocumentKey = (WorkspaceId, String, String);
+
+/// A session with all that belongs to it.
+#[derive(Clone, Debug)]
+struct Kept {
+    row: SessionRow,
+    threads: Vec<Thread>,
+    log: Vec<Record>,
+    last_at: Timestamp,
+    last_event_at: Timestamp,
+    claims: u32,
+    leased_until: Option<Timestamp>,
+    ready_at: Option<Timestamp>,
+    snapshot: Option<Snapshot>,
+    deleted: bool,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Tables {
+    documents: BTreeMap<DocumentKey, Document>,
+    sessions: BTreeMap<SessionId, Kept>,
+    order: Vec<SessionId>,
+    answers: BTreeMap<AnswerKey, (Timestamp, Answer)>,
+}
+
+/// Whom to wake after a commit.
+#[derive(Debug, Default)]
+struct Effects {
+    grown: Vec<(SessionId, Seq)>,
+    ready: bool,
+}
+
+/// The in-memory store.
+#[derive(Debug, Default)]
+pub struct MemoryStore {
+    tables: Mutex<Tables>,
+    wakes: Wakes,
+}
+
+impl MemoryStore {
+    /// An empty store.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn tables(&self) -> MutexGuard<'_, Tables> {
+        self.tables.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What a session that exists is asked for.
+    fn of<T>(&self, session: &SessionId, read: impl FnOnce(&Kept) -> T) -> Option<T> {
+        self.tables().sessions.get(session).filter(|kept| !kept.deleted).map(read)
+    }
+}
+
+fn page<T>(mut found: Vec<T>, limit: usize) -> (Vec<T>, bool) {
+    let more = found.len() > limit;
+    found.truncate(limit);
+    (found, more)
+}
+
+/// Whether `item` comes after the cursor in this order.
+fn follows<K: Ord>(order: Order, item: &K, cursor: Option<&K>) -> bool {
+    cursor.is_none_or(|cursor| match order {
+        Order::Ascending => item > cursor,
+        Order::Descending => item < cursor,
+    })
+}
+
+#[async_trait]
+impl Store for MemoryStore {
+    async fn commit(&self, writes: Vec<Write>, now: Timestamp) -> Result<Committed, CommitError> {
+        let mut tables = self.tables();
+        let mut next = tables.clone();
+        let mut effects = Effects::default();
+        let committed = next.apply(writes, now, &mut effects)?;
+        *tables = next;
+        drop(tables);
+        for (session, head) in &effects.grown {
+            self.wakes.grown(session, *head);
+        }
+        if effects.ready {
+            self.wakes.ready();
+        }
+        Ok(committed)
+    }
+
+    async fn document(
+        &self,
+        workspace: &WorkspaceId,
+        kind: &str,
+        id: &str,
+    ) -> Result<Option<Document>, StoreError> {
+        let key = (workspace.clone(), kind.to_owned(), id.to_owned());
+        Ok(self.tables().documents.get(&key).cloned())
+    }
+
+    async fn document_by_key(
+        &self,
+        workspace: &WorkspaceId,
+        kind: &str,
+        unique_key: &str,
+    ) -> Result<Option<Document>, StoreError> {
+        let tables = self.tables();
+        let found = tables.documents.values().find(|document| {
+            document.workspace == *workspace
+                && document.kind == kind
+                && document.unique_key.as_deref() == Some(unique_key)
+        });
+        Ok(found.cloned())
+    }
+
+    async fn documents(&self, query: &DocumentQuery) -> Result<DocumentPage, StoreError> {
+        let key = |document: &Document| (document.created_at, document.id.clone());
+        let mut found: Vec<Document> = self
+            .tables()
+            .documents
+            .values()
+            .filter(|document| {
+                document.workspace == query.workspace
+                    && document.kind == query.kind
+                    && (query.parent.is_none() || document.parent == query.parent)
+                    && (query.include_archived || document.archived_at.is_none())
+                    && query.from.is_none_or(|from| document.created_at >= from)
+                    && query.until.is_none_or(|until| document.created_at <= until)
+                    && follows(query.order, &key(document), query.cursor.as_ref())
+            })
+            .cloned()
+            .collect();
+        found.sort_by_key(key);
+        if query.order == Order::Descending {
+            found.reverse();
+        }
+        let (documents, more) = page(found, query.limit);
+        Ok(DocumentPage { documents, more })
+    }
+
+    async fn answer(
+        &self,
+        key: &AnswerKey,
+        now: Timestamp,
+        max_age: Duration,
+    ) -> Result<Option<Answer>, StoreError> {
+        let tables = self.tables();
+        let found = tables.answers.get(key).filter(|(at, _)| now.since(*at) <= max_age);
+        Ok(found.map(|(_, answer)| answer.clone()))
+    }
+
+    async fn session(&self, id: &SessionId) -> Result<Option<SessionRow>, StoreError> {
+        Ok(self.of(id, |kept| kept.row.clone()))
+    }
+
+    async fn sessions(&self, query: &SessionQuery) -> Result<SessionPage, StoreError> {
+        let key = |row: &SessionRow| (row.created_at, row.id.clone());
+        let mut found: Vec<SessionRow> = self
+            .tables()
+            .sessions
+            .values()
+            .filter(|kept| !kept.deleted)
+            .map(|kept| &kept.row)
+            .filter(|row| {
+                row.workspace == query.workspace
+                    && query.agent.as_ref().is_none_or(|agent| row.agent == *agent)
+                    && query.agent_version.is_none_or(|version| row.agent_version == version)
+                    && (query.statuses.is_empty() || query.statuses.contains(&row.status))
+                    && query.after.is_none_or(|bound| row.created_at > bound)
+                    && query.from.is_none_or(|bound| row.created_at >= bound)
+                    && query.before.is_none_or(|bound| row.created_at < bound)
+                    && query.until.is_none_or(|bound| row.created_at <= bound)
+                    && (query.include_archived || row.archived_at.is_none())
+                    && follows(query.order, &key(row), query.cursor.as_ref())
+            })
+            .cloned()
+            .collect();
+        found.sort_by_key(key);
+        if query.order == Order::Descending {
+            found.reverse();
+        }
+        let (sessions, more) = page(found, query.limit);
+        Ok(SessionPage { sessions, more })
+    }
+
+    async fn session_ids(&self) -> Result<Vec<SessionId>, StoreError> {
+        let tables = self.tables();
+        let alive = |id: &&SessionId| tables.sessions.get(*id).is_some_and(|kept| !kept.deleted);
+        Ok(tables.order.iter().filter(alive).cloned().collect())
+    }
+
+    async fn threads(&self, session: &SessionId) -> Result<Vec<Thread>, StoreError> {
+        Ok(self.of(session, |kept| kept.threads.clone()).unwrap_or_default())
+    }
+
+    async fn read(
+        &self,
+        session: &SessionId,
+        after: Seq,
+        max_bytes: usize,
+    ) -> Result<Vec<Record>, StoreError> {
+        let tables = self.tables();
+        let Some(kept) = tables.sessions.get(session) else { return Ok(Vec::new()) };
+        let mut records = Vec::new();
+        let mut bytes = 0;
+        for record in kept.log.iter().filter(|record| record.seq > after) {
+            bytes += record.new.body.len();
+            if !records.is_empty() && bytes > max_bytes {
+                break;
+            }
+            records.push(record.clone());
+        }
+        Ok(records)
+    }
+
+    async fn position(&self, session: &SessionId) -> Result<Option<Position>, StoreError> {
+        let tables = self.tables();
+        let kept = tables.sessions.get(session);
+        Ok(kept.map(|kept| Position { seq: kept.row.head, deleted: kept.deleted }))
+    }
+
+    async fn events(&self, query: &EventQuery) -> Result<EventPage, StoreError> {
+        let log = self.of(&query.session, |kept| kept.log.clone()).unwrap_or_default();
+        Ok(list(&log, query))
+    }
+
+    async fn event(
+        &self,
+        session: &SessionId,
+        event: &EventId,
+    ) -> Result<Option<Record>, StoreError> {
+        let found = self.of(session, |kept| {
+            let public = kept.log.iter().filter(|record| record.new.kind != RecordKind::Transcript);
+            public.clone().find(|record| record.new.event_id == *event).cloned()
+        });
+        Ok(found.flatten())
+    }
+
+    async fn wait_past(&self, session: &SessionId, seen: Seq) -> Result<(), StoreError> {
+        let watch = self.wakes.watch(session);
+        let head = async {
+            let position = self.position(session).await?;
+            Ok(position.filter(|position| !position.deleted).map_or(Seq::MAX, |position| position.seq))
+        };
+        watch.past(seen, head).await
+    }
+
+    async fn wait_ready(&self) -> Result<(), StoreError> {
+        self.wakes.wait_ready().await;
+        Ok(())
+    }
+
+    async fn claim(
+        &self,
+        _worker: &WorkerName,
+        ttl: Duration,
+        now: Timestamp,
+    ) -> Result<Option<Lease>, StoreError> {
+        let mut tables = self.tables();
+        let free = |kept: &&mut Kept| {
+            kept.ready_at.is_some() && kept.leased_until.is_none_or(|until| until < now)
+        };
+        let oldest = tables.sessions.values_mut().filter(free).min_by_key(|kept| kept.ready_at);
+        let Some(kept) = oldest else { return Ok(None) };
+        kept.row.epoch += 1;
+        kept.claims += 1;
+        kept.leased_until = Some(now.plus(ttl));
+        let lease = Lease {
+            session: kept.row.id.clone(),
+            workspace: kept.row.workspace.clone(),
+            epoch: kept.row.epoch,
+            claims: kept.claims,
+        };
+        drop(tables);
+        self.wakes.ready();
+        Ok(Some(lease))
+    }
+
+    async fn renew(&self, lease: &Lease, ttl: Duration, now: Timestamp) -> Result<(), CommitError> {
+        let mut tables = self.tables();
+        tables.leased(lease)?.leased_until = Some(now.plus(ttl));
+        Ok(())
+    }
+
+    async fn release(&self, lease: &Lease, handover: bool) -> Result<(), CommitError> {
+        let mut tables = self.tables();
+        let kept = tables.leased(lease)?;
+        kept.leased_until = None;
+        kept.claims = kept.claims.saturating_sub(u32::from(handover));
+        drop(tables);
+        self.wakes.ready();
+        Ok(())
+    }
+
+    async fn snapshot(&self, session: &SessionId) -> Result<Option<Snapshot>, StoreError> {
+        Ok(self.of(session, |kept| kept.snapshot.clone()).flatten())
+    }
+}
+
+/// A page of events, straight from the rule: processed ones in order, then those that wait.
+fn list(log: &[Record], query: &EventQuery) -> EventPage {
+    let cursor = query.cursor.unwrap_or(EventCursor { processed: 0, queued: 0 });
+    let taken: BTreeSet<&EventId> = log
+        .iter()
+        .filter(|record| record.new.kind == RecordKind::Event)
+        .map(|record| &record.new.event_id)
+        .collect();
+    let wanted = |record: &&Record| {
+        query.thread.as_ref().is_none_or(|thread| record.new.thread == *thread)
+            && (query.types.is_empty() || query.types.contains(&record.new.event_type))
+    };
+    let in_bounds = |record: &&Record| {
+        query.after.is_none_or(|bound| record.at > bound)
+            && query.from.is_none_or(|bound| record.at >= bound)
+            && query.before.is_none_or(|bound| record.at < bound)
+            && query.until.is_none_or(|bound| record.at <= bound)
+    };
+    let mut processed: Vec<Record> = log
+        .iter()
+        .filter(|record| record.new.kind == RecordKind::Event)
+        .filter(wanted)
+        .filter(in_bounds)
+        .cloned()
+        .collect();
+    if query.descending {
+        processed.reverse();
+        processed.retain(|record| cursor.processed == 0 || record.seq < cursor.processed);
+        if cursor.queued > 0 {
+            processed.clear();
+        }
+    } else {
+        processed.retain(|record| record.seq > cursor.processed);
+    }
+    let (mut records, more) = page(processed, query.limit);
+    let last = records.last().map_or(cursor.processed, |record| record.seq);
+    if more {
+        return EventPage { records, next: Some(EventCursor { processed: last, queued: 0 }) };
+    }
+    if [query.after, query.from, query.before, query.until].iter().any(Option::is_some) {
+        return EventPage { records, next: None };
+    }
+    let waiting: Vec<Record> = log
+        .iter()
+        .filter(|record| record.new.kind == RecordKind::Received)
+        .filter(|record| record.seq > cursor.queued && !taken.contains(&record.new.event_id))
+        .filter(wanted)
+        .cloned()
+        .collect();
+    let (waiting, more) = page(waiting, query.limit - records.len());
+    let queued = waiting.last().map_or(cursor.queued, |record| record.seq);
+    records.extend(waiting);
+    EventPage { records, next: more.then_some(EventCursor { processed: last, queued }) }
+}
