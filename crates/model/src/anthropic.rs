@@ -81,8 +81,7 @@ impl Anthropic {
         key.set_sensitive(true);
         headers.insert("x-api-key", key);
         headers.insert("anthropic-version", HeaderValue::from_static("2023-06-01"));
-        // Another crate of the process may have chosen already; either choice is fine.
-        let _ = rustls::crypto::ring::default_provider().install_default();
+        choose_crypto();
         let client = Client::builder()
             .default_headers(headers)
             .connect_timeout(config.connect_timeout)
@@ -94,6 +93,12 @@ impl Anthropic {
         let base_url = config.base_url.trim_end_matches('/').to_owned();
         Ok(Self { client, base_url, idle_timeout: config.idle_timeout })
     }
+}
+
+/// Chooses the process's TLS implementation; every HTTP client needs that before it is made.
+pub fn choose_crypto() {
+    // Another crate of the process may have chosen already; either choice is fine.
+    let _ = rustls::crypto::ring::default_provider().install_default();
 }
 
 #[async_trait]

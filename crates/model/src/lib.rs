@@ -6,7 +6,9 @@ mod provider;
 pub mod scripted;
 mod unconfigured;
 
-pub use anthropic::{Anthropic, AnthropicConfig, ConfigError, KEY_PREFIX_OF_OURS};
+pub use anthropic::{
+    Anthropic, AnthropicConfig, ConfigError, KEY_PREFIX_OF_OURS, choose_crypto,
+};
 pub use provider::{
     BlockKind, Message, ModelError, ModelEvent, ModelInfo, ModelProvider, ModelRequest,
     ModelStream, Role, StopReason, ToolDef,

@@ -31,7 +31,7 @@ struct Memory {
     recent: VecDeque<Value>,
     violations: Vec<String>,
     attempts: HashMap<u64, u32>,
-    prefixes: HashMap<u64, Vec<u64>>,
+    histories: HashMap<u64, Vec<Vec<u64>>>,
 }
 
 /// The stand-in.
@@ -88,7 +88,7 @@ async fn messages(State(scripted): State<Scripted>, Json(request): Json<Value>) 
     if scripted.remember {
         let mut memory = scripted.memory();
         memory.total += 1;
-        if let Some(violation) = check::violation(&request, &mut memory.prefixes) {
+        if let Some(violation) = check::violation(&request, &mut memory.histories) {
             memory.violations.push(violation.clone());
             drop(memory);
             return refuse(StatusCode::BAD_REQUEST, "invalid_request_error", &violation);

@@ -1,1 +1,293 @@
-//! Placeholder.
+//! What black-box tests are made of: the real server as a process that can be killed, a scripted model that outlives it, and a client. Never part of the product.
+
+use anyhow::{Context, bail};
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+use std::{
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    net::TcpListener,
+    process::{Child, Command},
+    task::JoinHandle,
+    time::{Instant, timeout},
+};
+use vaquero_model::scripted::Scripted;
+
+/// The key every test server accepts.
+pub const KEY: &str = "test-key-0123456789";
+/// How long anything may take before a test fails.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A scripted model on a port of its own, for as long as the value lives.
+pub struct Model {
+    /// Where it listens.
+    pub base: String,
+    /// The model itself.
+    pub scripted: Scripted,
+    task: JoinHandle<()>,
+}
+
+impl Model {
+    /// Starts it.
+    pub async fn start() -> anyhow::Result<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let base = format!("http://{}", listener.local_addr()?);
+        let scripted = Scripted::new();
+        let serving = scripted.clone();
+        #[expect(clippy::disallowed_methods, reason = "aborted when the value is dropped")]
+        let task = tokio::spawn(async move {
+            drop(serving.serve(listener).await);
+        });
+        Ok(Self { base, scripted, task })
+    }
+}
+
+impl Drop for Model {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// A server process and its data directory; the directory outlives kills and restarts.
+pub struct Server {
+    exe: PathBuf,
+    model: String,
+    data: TempDir,
+    variables: Vec<(String, String)>,
+    child: Option<Child>,
+    client: Client,
+}
+
+impl Server {
+    /// A server that is not started yet.
+    pub fn new(exe: impl Into<PathBuf>, model: &Model) -> anyhow::Result<Self> {
+        Ok(Self {
+            exe: exe.into(),
+            model: model.base.clone(),
+            data: tempfile::Builder::new().prefix("vaquero-test-").tempdir()?,
+            variables: Vec::new(),
+            child: None,
+            client: Client::new(String::new())?,
+        })
+    }
+
+    /// Sets a variable for the next starts.
+    pub fn set(&mut self, name: &str, value: &str) {
+        self.unset(name);
+        self.variables.push((name.to_owned(), value.to_owned()));
+    }
+
+    /// Takes a variable back.
+    pub fn unset(&mut self, name: &str) {
+        self.variables.retain(|(known, _)| known != name);
+    }
+
+    /// The data directory.
+    pub fn data(&self) -> &Path {
+        self.data.path()
+    }
+
+    /// A client of the running server.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// The process id of the running server.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().and_then(Child::id)
+    }
+
+    /// Starts it and waits until it is healthy.
+    pub async fn start(&mut self) -> anyhow::Result<()> {
+        let mut child = self.spawn()?;
+        let mut lines = BufReader::new(child.stdout.take().context("piped")?).lines();
+        let base = loop {
+            let line = timeout(PATIENCE, lines.next_line()).await.context("the server says nothing")??;
+            let Some(line) = line else { bail!("the server ended at its start") };
+            if let Some((_, base)) = line.split_once("listens on ") {
+                break base.trim().to_owned();
+            }
+        };
+        self.child = Some(child);
+        self.client = Client::new(base)?;
+        let client = self.client.clone();
+        eventually("healthy", || async { client.get("/health").await.is_ok().then_some(()) }).await
+    }
+
+    /// Starts it with a crash point armed and waits for its end, without asking anything of it.
+    pub async fn start_doomed(&mut self) -> anyhow::Result<()> {
+        let mut child = self.spawn()?;
+        timeout(PATIENCE, child.wait()).await.context("it does not end")??;
+        Ok(())
+    }
+
+    fn spawn(&self) -> anyhow::Result<Child> {
+        Command::new(&self.exe)
+            .args(["serve", "--listen", "127.0.0.1:0", "--sandbox-limits", "degraded", "--data-dir"])
+            .arg(self.data.path().join("data"))
+            .env("VAQUERO_API_KEY", KEY)
+            .env("VAQUERO_ANTHROPIC_BASE_URL", &self.model)
+            .env("VAQUERO_ANTHROPIC_API_KEY", "scripted")
+            .env("VAQUERO_MODEL_BACKOFF_MS", "20")
+            .env("VAQUERO_LOG", "warn")
+            .env_remove("ANTHROPIC_API_KEY")
+            .envs(self.variables.iter().cloned())
+            .current_dir(self.data.path())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .context("the server cannot be started")
+    }
+
+    /// Kills it as `kill -9` does.
+    pub async fn kill(&mut self) -> anyhow::Result<()> {
+        if let Some(mut child) = self.child.take() {
+            child.kill().await?;
+        }
+        Ok(())
+    }
+
+    /// Asks it to end and waits until it has; whether it ended well.
+    pub async fn terminate(&mut self) -> anyhow::Result<bool> {
+        let Some(mut child) = self.child.take() else { bail!("it is not running") };
+        let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(rustix::process::Pid::from_raw);
+        rustix::process::kill_process(pid.context("it has a pid")?, rustix::process::Signal::TERM)?;
+        Ok(timeout(PATIENCE, child.wait()).await.context("it does not end")??.success())
+    }
+
+    /// Waits until it has ended by itself.
+    pub async fn ended(&mut self) -> anyhow::Result<()> {
+        let Some(mut child) = self.child.take() else { bail!("it is not running") };
+        timeout(PATIENCE, child.wait()).await.context("it does not end")??;
+        Ok(())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // The launcher lingers for the next server; after a test there is none.
+        let directory = self.data.path().join("data/launcher");
+        drop(std::process::Command::new("pkill").args(["-9", "-f"]).arg(&directory).status());
+    }
+}
+
+/// A client of the API.
+#[derive(Clone, Debug)]
+pub struct Client {
+    http: reqwest::Client,
+    /// The server's address.
+    pub base: String,
+}
+
+impl Client {
+    fn new(base: String) -> anyhow::Result<Self> {
+        vaquero_model::choose_crypto();
+        let http = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build()?;
+        Ok(Self { http, base })
+    }
+
+    /// A request with the usual headers.
+    pub fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
+        self.http
+            .request(method, format!("{}{path}", self.base))
+            .bearer_auth(KEY)
+            .header("anthropic-version", "2023-06-01")
+    }
+
+    async fn send(&self, request: reqwest::RequestBuilder) -> anyhow::Result<Value> {
+        let response = request.send().await?;
+        let status = response.status();
+        let body: Value = response.json().await?;
+        if status != StatusCode::OK {
+            bail!("{status}: {body}");
+        }
+        Ok(body)
+    }
+
+    /// `GET`, which must succeed.
+    pub async fn get(&self, path: &str) -> anyhow::Result<Value> {
+        self.send(self.request(Method::GET, path)).await
+    }
+
+    /// `POST`, which must succeed.
+    pub async fn post(&self, path: &str, body: Value) -> anyhow::Result<Value> {
+        self.send(self.request(Method::POST, path).json(&body)).await
+    }
+
+    /// `DELETE`, which must succeed.
+    pub async fn delete(&self, path: &str) -> anyhow::Result<Value> {
+        self.send(self.request(Method::DELETE, path)).await
+    }
+
+    /// A session of a new agent with these tools.
+    pub async fn session(&self, tools: Value) -> anyhow::Result<String> {
+        let agent = self.post("/v1/agents", json!({ "name": "test", "model": "scripted", "tools": tools })).await?;
+        let name = format!("env for {}", agent["id"]);
+        let environment = self.post("/v1/environments", json!({ "name": name })).await?;
+        let body = json!({ "agent": agent["id"], "environment_id": environment["id"] });
+        let session = self.post("/v1/sessions", body).await?;
+        Ok(session["id"].as_str().context("an id")?.to_owned())
+    }
+
+    /// A session of an agent with the built-in tools.
+    pub async fn tool_session(&self) -> anyhow::Result<String> {
+        self.session(json!([{ "type": "agent_toolset_20260401" }])).await
+    }
+
+    /// Sends a message.
+    pub async fn say(&self, session: &str, text: &str) -> anyhow::Result<Value> {
+        let message = json!({ "type": "user.message", "content": [{ "type": "text", "text": text }] });
+        self.post(&format!("/v1/sessions/{session}/events"), json!({ "events": [message] })).await
+    }
+
+    /// All events, as listed.
+    pub async fn events(&self, session: &str) -> anyhow::Result<Vec<Value>> {
+        let page = self.get(&format!("/v1/sessions/{session}/events?limit=1000")).await?;
+        Ok(page["data"].as_array().cloned().unwrap_or_default())
+    }
+
+    /// Waits until the session is idle and answers with its events.
+    pub async fn idle(&self, session: &str) -> anyhow::Result<Vec<Value>> {
+        let path = format!("/v1/sessions/{session}");
+        eventually("idle", || async {
+            let found = self.get(&path).await.ok()?;
+            (found["status"] == "idle").then_some(())
+        })
+        .await?;
+        self.events(session).await
+    }
+}
+
+/// The events of a type.
+pub fn of_type<'a>(events: &'a [Value], event_type: &str) -> Vec<&'a Value> {
+    events.iter().filter(|event| event["type"] == event_type).collect()
+}
+
+/// The text of an event's blocks.
+pub fn text_of(event: &Value) -> String {
+    let blocks = event["content"].as_array().into_iter().flatten();
+    blocks.filter_map(|block| block["text"].as_str()).collect()
+}
+
+/// Asks again until there is an answer, or patience ends.
+pub async fn eventually<T, F, Fut>(what: &str, ask: F) -> anyhow::Result<T>
+where
+    F: Fn() -> Fut,
+    Fut: Future<Output = Option<T>>,
+{
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = ask().await {
+            return Ok(found);
+        }
+        if Instant::now() > deadline {
+            bail!("not {what} within {} s", PATIENCE.as_secs());
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}

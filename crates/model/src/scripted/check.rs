@@ -27,8 +27,8 @@ fn bare(value: &Value) -> Value {
     }
 }
 
-/// The first thing wrong with a request, if anything is. `prefixes` holds the digests of every conversation's messages so far.
-pub(super) fn violation(request: &Value, prefixes: &mut HashMap<u64, Vec<u64>>) -> Option<String> {
+/// The first thing wrong with a request, if anything is. `histories` holds the digests of every conversation's blocks so far.
+pub(super) fn violation(request: &Value, histories: &mut HashMap<u64, Vec<Vec<u64>>>) -> Option<String> {
     let Some(messages) = request["messages"].as_array().filter(|list| !list.is_empty()) else {
         return Some("messages: at least one is required".to_owned());
     };
@@ -83,14 +83,17 @@ pub(super) fn violation(request: &Value, prefixes: &mut HashMap<u64, Vec<u64>>) 
     if !open.is_empty() {
         return Some(format!("tool_use without tool_result: {open:?}"));
     }
-    history(request, messages, prefixes)
+    history(request, messages, histories)
 }
 
-/// Each request of a conversation must begin with the messages of the one before, but for the blocks added to its last message.
+/// Most conversations with the same beginning that are told apart.
+const ALIKE: usize = 1_000;
+
+/// Each request of a conversation must begin with the blocks of the one before.
 fn history(
     request: &Value,
     messages: &[Value],
-    prefixes: &mut HashMap<u64, Vec<u64>>,
+    histories: &mut HashMap<u64, Vec<Vec<u64>>>,
 ) -> Option<String> {
     let hash = |value: &Value| {
         let mut hasher = DefaultHasher::new();
@@ -109,11 +112,15 @@ fn history(
     if compacts {
         return None;
     }
-    let before = prefixes.insert(key, blocks.clone());
-    match before {
-        Some(before) if !blocks.starts_with(&before) => {
-            Some("the conversation's history was rewritten: it does not begin with what was sent before".to_owned())
+    let answered = messages.iter().any(|message| message["role"] == "assistant");
+    let known = histories.entry(key).or_default();
+    match known.iter().position(|before| blocks.starts_with(before)) {
+        Some(position) => known[position] = blocks,
+        None if answered && !known.is_empty() => {
+            return Some("the conversation's history was rewritten: it does not begin with what was sent before".to_owned());
         }
-        _ => None,
+        None if known.len() < ALIKE => known.push(blocks),
+        None => {}
     }
+    None
 }

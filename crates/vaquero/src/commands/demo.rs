@@ -120,6 +120,7 @@ struct Client {
 impl Client {
     fn new(server: &Server) -> anyhow::Result<Self> {
         let key = server.new_key.clone().context("a fresh server makes a key")?;
+        vaquero_model::choose_crypto();
         let http = reqwest::Client::builder().no_proxy().build()?;
         Ok(Self { http, base: format!("http://{}", server.address), key })
     }
