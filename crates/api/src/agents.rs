@@ -28,7 +28,11 @@ pub(crate) fn show(agent: &Agent) -> Value {
 }
 
 /// The newest version of an agent, with its document.
-pub(crate) async fn find(app: &App, workspace: &WorkspaceId, id: &str) -> Result<(Document, Agent)> {
+pub(crate) async fn find(
+    app: &App,
+    workspace: &WorkspaceId,
+    id: &str,
+) -> Result<(Document, Agent)> {
     let found = app.parts.store.document(workspace, KIND, id).await?;
     let document = found.ok_or_else(|| ApiError::not_found("agent", id))?;
     let agent = decode(&document)?;
@@ -55,7 +59,12 @@ fn version_id(id: &str, version: u64) -> String {
 }
 
 /// The writes that make `agent` the newest version.
-pub(crate) fn writes(workspace: &WorkspaceId, agent: &Agent, expect: Expect, new_version: bool) -> Vec<Write> {
+pub(crate) fn writes(
+    workspace: &WorkspaceId,
+    agent: &Agent,
+    expect: Expect,
+    new_version: bool,
+) -> Vec<Write> {
     let body = show(agent).to_string();
     let document = Document {
         workspace: workspace.clone(),
@@ -109,7 +118,10 @@ pub(crate) async fn resolve(
                     agent = find_version(app, workspace, id.as_str(), *version).await?;
                 }
                 if agent.multiagent.is_some() {
-                    return Err(refuse(&format!("agent `{id}` has a multiagent configuration of its own")).into());
+                    return Err(refuse(&format!(
+                        "agent `{id}` has a multiagent configuration of its own"
+                    ))
+                    .into());
                 }
                 pinned.push((agent.id, agent.version));
             }

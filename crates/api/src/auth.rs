@@ -144,7 +144,10 @@ fn check_headers(headers: &HeaderMap, caller: &Caller) -> Result<()> {
     match text("anthropic-workspace-id") {
         Some(workspace) if workspace != caller.workspace.as_str() => Err(Reject(ApiError::new(
             ErrorCode::Permission,
-            format!("this API key belongs to workspace `{}`, not to the one in `anthropic-workspace-id`", caller.workspace),
+            format!(
+                "this API key belongs to workspace `{}`, not to the one in `anthropic-workspace-id`",
+                caller.workspace
+            ),
         ))),
         _ => Ok(()),
     }

@@ -1,6 +1,10 @@
 //! Request bodies: read up to the limit, decoded as JSON, with a digest for idempotency.
 
-use crate::{app::App, auth::Caller, reject::{Reject, Result}};
+use crate::{
+    app::App,
+    auth::Caller,
+    reject::{Reject, Result},
+};
 use axum::{
     extract::{FromRequest, FromRequestParts, Request, rejection::PathRejection},
     http::{HeaderMap, header},
@@ -10,7 +14,7 @@ use http_body_util::BodyExt;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
-use vaquero_types::{ApiError, ErrorCode, Fields};
+use vaquero_types::{ApiError, ErrorCode, Fields, id::hex};
 
 /// Path parameters by name.
 #[derive(Clone, Debug)]
@@ -63,7 +67,7 @@ impl FromRequest<App> for Posted {
         let operation = format!("{} {}", request.method(), request.uri().path());
         let idempotency_key = idempotency_key(request.headers())?;
         let bytes = read(request, app).await?;
-        let digest = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+        let digest = hex(&Sha256::digest(&bytes));
         let value = decode(&bytes)?;
         Ok(Self { caller, operation, idempotency_key, digest, value })
     }
@@ -72,10 +76,16 @@ impl FromRequest<App> for Posted {
 fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>> {
     let Some(value) = headers.get("idempotency-key") else { return Ok(None) };
     match value.to_str() {
-        Ok(key) if (1..=255).contains(&key.len()) && key.chars().all(|c| c.is_ascii_graphic() || c == ' ') => {
+        Ok(key)
+            if (1..=255).contains(&key.len())
+                && key.chars().all(|c| c.is_ascii_graphic() || c == ' ') =>
+        {
             Ok(Some(key.to_owned()))
         }
-        _ => Err(ApiError::invalid("idempotency-key: expected 1 to 255 visible ASCII characters").into()),
+        _ => {
+            Err(ApiError::invalid("idempotency-key: expected 1 to 255 visible ASCII characters")
+                .into())
+        }
     }
 }
 
@@ -97,7 +107,8 @@ async fn read(request: Request, app: &App) -> Result<Bytes> {
         let frame = tokio::time::timeout(app.parts.settings.body_idle, body.frame()).await;
         let frame = frame.map_err(|_| {
             Reject(
-                ApiError::invalid("the request body stopped coming").with_error_code("request_body_timeout"),
+                ApiError::invalid("the request body stopped coming")
+                    .with_error_code("request_body_timeout"),
             )
         })?;
         let Some(frame) = frame else { return Ok(bytes.freeze()) };
@@ -119,8 +130,9 @@ fn decode(bytes: &[u8]) -> Result<Value> {
         let message = "the request body is not valid UTF-8";
         return Err(ApiError::invalid(message).with_error_code("unsupported_charset").into());
     }
-    let value: Value = serde_json::from_slice(bytes)
-        .map_err(|error| ApiError::invalid(format!("the request body is not valid JSON: {error}")))?;
+    let value: Value = serde_json::from_slice(bytes).map_err(|error| {
+        ApiError::invalid(format!("the request body is not valid JSON: {error}"))
+    })?;
     if value.is_object() {
         Ok(value)
     } else {

@@ -1,6 +1,10 @@
 //! How a handler changes something: it decides, the commit checks, and a repeated request gets the first one's answer.
 
-use crate::{app::App, body::{PathIds, Posted}, reject::{Reject, Result}};
+use crate::{
+    app::App,
+    body::{PathIds, Posted},
+    reject::{Reject, Result},
+};
 use axum::{
     Json,
     http::{HeaderValue, StatusCode},
@@ -60,7 +64,12 @@ impl Twins {
 
 impl App {
     /// Decides, commits and answers. `decide` runs again whenever what it read has changed before the commit.
-    pub(crate) async fn change<F, Fut>(&self, posted: Posted, ids: PathIds, decide: F) -> Result<Response>
+    pub(crate) async fn change<F, Fut>(
+        &self,
+        posted: Posted,
+        ids: PathIds,
+        decide: F,
+    ) -> Result<Response>
     where
         F: Fn(Self, Arc<Posted>, PathIds) -> Fut + Send + Sync,
         Fut: Future<Output = Result<Outcome>> + Send,
@@ -109,7 +118,12 @@ impl App {
             }
             match self.parts.store.commit(writes, self.now()).await {
                 Ok(_) => return self.show(reply).await,
-                Err(CommitError::Changed | CommitError::NotFound | CommitError::Answered | CommitError::Grown) => {}
+                Err(
+                    CommitError::Changed
+                    | CommitError::NotFound
+                    | CommitError::Answered
+                    | CommitError::Grown,
+                ) => {}
                 Err(CommitError::Duplicate { key: taken }) => {
                     let error = duplicate.unwrap_or_else(|| {
                         ApiError::new(ErrorCode::Conflict, format!("`{taken}` exists already"))
@@ -164,9 +178,17 @@ impl App {
     }
 
     /// A refusal that another attempt would get too is kept under the key.
-    async fn keep_refusal(&self, posted: &Posted, key: Option<AnswerKey>, reject: Reject) -> Reject {
+    async fn keep_refusal(
+        &self,
+        posted: &Posted,
+        key: Option<AnswerKey>,
+        reject: Reject,
+    ) -> Reject {
         let Some(key) = key else { return reject };
-        if !matches!(reject.0.code, ErrorCode::InvalidRequest | ErrorCode::NotFound | ErrorCode::Conflict) {
+        if !matches!(
+            reject.0.code,
+            ErrorCode::InvalidRequest | ErrorCode::NotFound | ErrorCode::Conflict
+        ) {
             return reject;
         }
         let body = serde_json::to_string(&KeptRefusal::from_error(&reject.0)).unwrap_or_default();

@@ -52,8 +52,9 @@ pub(crate) async fn page(app: &App, workspace: &WorkspaceId, page: Page) -> Resu
         .documents
         .iter()
         .map(|document| {
-            serde_json::from_str(&document.body)
-                .map_err(|_| StoreError::Corrupt { what: format!("{} {}", document.kind, document.id) })
+            serde_json::from_str(&document.body).map_err(|_| StoreError::Corrupt {
+                what: format!("{} {}", document.kind, document.id),
+            })
         })
         .collect::<std::result::Result<Vec<Value>, StoreError>>()?;
     Ok(Json(json!({ "data": data, "next_page": next })))

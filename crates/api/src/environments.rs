@@ -10,10 +10,7 @@ pub(crate) mod update;
 use crate::{app::App, reject::Result};
 use serde_json::Value;
 use vaquero_store::{Document, Expect, StoreError, Write};
-use vaquero_types::{
-    ApiError, ErrorCode, WorkspaceId,
-    environment::Environment,
-};
+use vaquero_types::{ApiError, ErrorCode, WorkspaceId, environment::Environment};
 
 pub(crate) const KIND: &str = "environment";
 

@@ -11,7 +11,8 @@ use serde_json::json;
 
 pub(crate) async fn health(State(app): State<App>) -> Response {
     if app.parts.drain.is_cancelled() {
-        return (StatusCode::SERVICE_UNAVAILABLE, Json(json!({ "status": "stopping" }))).into_response();
+        return (StatusCode::SERVICE_UNAVAILABLE, Json(json!({ "status": "stopping" })))
+            .into_response();
     }
     Json(json!({ "status": "ok", "version": env!("CARGO_PKG_VERSION") })).into_response()
 }

@@ -6,7 +6,10 @@ use sha2::{Digest, Sha256};
 use vaquero_store::{
     CommitError, Document, DocumentQuery, Expect, Order, Store, StoreError, Write,
 };
-use vaquero_types::{ApiKeyId, Clock, IdGen, Timestamp, WorkspaceId, id::render};
+use vaquero_types::{
+    ApiKeyId, Clock, IdGen, Timestamp, WorkspaceId,
+    id::{hex, render},
+};
 
 /// What a key of this server starts with.
 pub const PREFIX: &str = "vq_";
@@ -63,7 +66,7 @@ pub fn workspace(name: &str) -> Result<WorkspaceId, KeyError> {
 
 /// The digest a key is kept and found by.
 pub fn hash(key: &str) -> String {
-    Sha256::digest(key.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(&Sha256::digest(key.as_bytes()))
 }
 
 fn system() -> WorkspaceId {
@@ -169,7 +172,8 @@ impl App {
     pub async fn create_key(&self, name: &str) -> Result<String, KeyError> {
         let parts = &self.parts;
         let workspace = workspace(name)?;
-        let made = create(parts.store.as_ref(), parts.clock.as_ref(), parts.ids.as_ref(), &workspace);
+        let made =
+            create(parts.store.as_ref(), parts.clock.as_ref(), parts.ids.as_ref(), &workspace);
         Ok(made.await?.0)
     }
 

@@ -1,6 +1,9 @@
 //! Query strings: each parameter taken by name, what is left is refused.
 
-use crate::{app::App, reject::{Reject, Result}};
+use crate::{
+    app::App,
+    reject::{Reject, Result},
+};
 use axum::{extract::FromRequestParts, http::request::Parts};
 use vaquero_store::Order;
 use vaquero_types::{ApiError, Timestamp};
@@ -28,7 +31,10 @@ impl Bounds {
             || self.before.is_some_and(|bound| at >= bound)
             || self.until.is_some_and(|bound| at > bound);
         if outside {
-            return Err(ApiError::invalid("page: the created_at filter excludes the position of this page cursor").into());
+            return Err(ApiError::invalid(
+                "page: the created_at filter excludes the position of this page cursor",
+            )
+            .into());
         }
         Ok(())
     }
@@ -71,12 +77,15 @@ impl Query {
                 || candidate
                     .strip_prefix(&indexed)
                     .and_then(|rest| rest.strip_suffix(']'))
-                    .is_some_and(|index| !index.is_empty() && index.chars().all(|c| c.is_ascii_digit()))
+                    .is_some_and(|index| {
+                        !index.is_empty() && index.chars().all(|c| c.is_ascii_digit())
+                    })
         })
     }
 
     fn take(&mut self, wanted: impl Fn(&str) -> bool) -> Vec<String> {
-        let (taken, left) = std::mem::take(&mut self.pairs).into_iter().partition(|(name, _)| wanted(name));
+        let (taken, left) =
+            std::mem::take(&mut self.pairs).into_iter().partition(|(name, _)| wanted(name));
         self.pairs = left;
         let taken: Vec<(String, String)> = taken;
         taken.into_iter().map(|(_, value)| value).collect()
@@ -87,7 +96,10 @@ impl Query {
         let Some(text) = self.one("limit")? else { return Ok(default) };
         match text.parse::<usize>() {
             Ok(limit) if (1..=max).contains(&limit) => Ok(limit),
-            _ => Err(invalid("limit", &format!("expected a whole number from 1 to {max}, got `{text}`"))),
+            _ => Err(invalid(
+                "limit",
+                &format!("expected a whole number from 1 to {max}, got `{text}`"),
+            )),
         }
     }
 
@@ -96,7 +108,9 @@ impl Query {
         match self.one(name)?.as_deref() {
             None | Some("false" | "False" | "0") => Ok(false),
             Some("true" | "True" | "1") => Ok(true),
-            Some(other) => Err(invalid(name, &format!("expected `true` or `false`, got `{other}`"))),
+            Some(other) => {
+                Err(invalid(name, &format!("expected `true` or `false`, got `{other}`")))
+            }
         }
     }
 
@@ -105,7 +119,9 @@ impl Query {
         let Some(text) = self.one(name)? else { return Ok(None) };
         match text.parse::<u64>() {
             Ok(number) if number >= 1 && i64::try_from(number).is_ok() => Ok(Some(number)),
-            _ => Err(invalid(name, &format!("expected a whole number of at least 1, got `{text}`"))),
+            _ => {
+                Err(invalid(name, &format!("expected a whole number of at least 1, got `{text}`")))
+            }
         }
     }
 
@@ -115,7 +131,9 @@ impl Query {
             None => Ok(default),
             Some("asc") => Ok(Order::Ascending),
             Some("desc") => Ok(Order::Descending),
-            Some(other) => Err(invalid("order", &format!("expected `asc` or `desc`, got `{other}`"))),
+            Some(other) => {
+                Err(invalid("order", &format!("expected `asc` or `desc`, got `{other}`")))
+            }
         }
     }
 
@@ -136,7 +154,10 @@ impl Query {
                 // A plus sign in a query string reads as a space.
                 let instant = Timestamp::parse(&text.replace(' ', "+"));
                 let Some(instant) = instant else {
-                    return Err(invalid(&field, &format!("expected an RFC 3339 date and time, got `{text}`")));
+                    return Err(invalid(
+                        &field,
+                        &format!("expected an RFC 3339 date and time, got `{text}`"),
+                    ));
                 };
                 *slot = Some(instant);
             }

@@ -59,7 +59,12 @@ impl Limiter {
     }
 
     /// Takes one token from each bucket that applies, or says when to come back.
-    pub(crate) fn admit(&self, caller: &Caller, creates: bool, now: Timestamp) -> Result<(), ApiError> {
+    pub(crate) fn admit(
+        &self,
+        caller: &Caller,
+        creates: bool,
+        now: Timestamp,
+    ) -> Result<(), ApiError> {
         let word = if creates { "create" } else { "read" };
         let (key, workspace) = if creates {
             (self.rates.key_create, self.rates.workspace_create)
@@ -96,7 +101,11 @@ impl Limiter {
             return None;
         }
         let wait = ((1.0 - bucket.tokens) * 60.0 / per_minute).ceil();
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 1 and 60 seconds")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "between 1 and 60 seconds"
+        )]
         Some((wait as u64).max(1))
     }
 }

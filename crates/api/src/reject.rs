@@ -15,8 +15,8 @@ pub(crate) type Result<T> = std::result::Result<T, Reject>;
 
 impl IntoResponse for Reject {
     fn into_response(self) -> Response {
-        let status = StatusCode::from_u16(self.0.code.status())
-            .unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let status =
+            StatusCode::from_u16(self.0.code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let mut response = status.into_response();
         response.extensions_mut().insert(self);
         response
@@ -61,10 +61,12 @@ impl From<CommitError> for Reject {
     fn from(error: CommitError) -> Self {
         match error {
             CommitError::Store(error) => error.into(),
-            CommitError::Changed | CommitError::Grown | CommitError::Answered => Self(ApiError::new(
-                ErrorCode::Conflict,
-                "the resource is being changed by others too quickly; try again",
-            )),
+            CommitError::Changed | CommitError::Grown | CommitError::Answered => {
+                Self(ApiError::new(
+                    ErrorCode::Conflict,
+                    "the resource is being changed by others too quickly; try again",
+                ))
+            }
             CommitError::Duplicate { key } => {
                 Self(ApiError::new(ErrorCode::Conflict, format!("`{key}` exists already")))
             }

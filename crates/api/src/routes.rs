@@ -1,6 +1,8 @@
 //! The table of all routes.
 
-use crate::{agents, app::App, auth, edge, environments, events, health, models, sessions, threads};
+use crate::{
+    agents, app::App, auth, edge, environments, events, health, models, sessions, threads,
+};
 use axum::{
     Router,
     middleware::from_fn_with_state,
@@ -34,7 +36,11 @@ pub const TABLE: &[(&str, &str, &str)] = &[
     ("GET", "/v1/sessions/{session_id}/threads/{thread_id}", "sessions.threads.retrieve"),
     ("POST", "/v1/sessions/{session_id}/threads/{thread_id}/archive", "sessions.threads.archive"),
     ("GET", "/v1/sessions/{session_id}/threads/{thread_id}/events", "sessions.threads.events.list"),
-    ("GET", "/v1/sessions/{session_id}/threads/{thread_id}/stream", "sessions.threads.events.stream"),
+    (
+        "GET",
+        "/v1/sessions/{session_id}/threads/{thread_id}/stream",
+        "sessions.threads.events.stream",
+    ),
     ("GET", "/v1/models", "models.list"),
     ("GET", "/v1/models/{model_id}", "models.retrieve"),
 ];
@@ -70,10 +76,7 @@ pub fn router(app: App) -> Router {
                 .delete(sessions::delete::handler),
         )
         .route(&format!("{session}/archive"), post(sessions::archive::handler))
-        .route(
-            &format!("{session}/events"),
-            post(events::send::handler).get(events::list::handler),
-        )
+        .route(&format!("{session}/events"), post(events::send::handler).get(events::list::handler))
         .route(&format!("{session}/events/stream"), get(events::stream::handler))
         .route(&format!("{session}/threads"), get(threads::list::handler))
         .route(thread, get(threads::retrieve::handler))

@@ -10,7 +10,9 @@ pub(crate) mod update;
 use crate::{app::App, reject::Result};
 use serde_json::{Value, json};
 use vaquero_core::admission::{Admitted, Standing};
-use vaquero_store::{Append, Author, NewRecord, RecordKind, SessionChange, SessionRow, StoreError, Write};
+use vaquero_store::{
+    Append, Author, NewRecord, RecordKind, SessionChange, SessionRow, StoreError, Write,
+};
 use vaquero_types::{
     ApiError, EventId, SessionId, Timestamp, WorkspaceId,
     agent::{Multiagent, Tool},
@@ -122,12 +124,16 @@ pub(crate) fn refuse_unavailable(
         if let Tool::AgentToolset(toolset) = tool
             && let Some(name) = toolset.explicitly_enabled_web_tools().first()
         {
-            return refuse(&format!("agent.tools: the tool `{name}`, which a config of its own enables, is"));
+            return refuse(&format!(
+                "agent.tools: the tool `{name}`, which a config of its own enables, is"
+            ));
         }
     }
     if let Some(Multiagent(value)) = multiagent {
         let enabled = |name: &str| value[name]["type"] == "enabled";
-        if value["type"] == "coordinator" || ["advisor", "subagents", "workflows"].iter().any(|name| enabled(name)) {
+        if value["type"] == "coordinator"
+            || ["advisor", "subagents", "workflows"].iter().any(|name| enabled(name))
+        {
             return refuse("agent.multiagent: working with other agents is");
         }
     }

@@ -87,7 +87,8 @@ pub fn admit(
         return Err(ApiError::invalid(message));
     }
     order_of_system_messages(events, standing.agent)?;
-    let mut desk = Desk { standing, gate: standing.gate.clone(), admitted: Admitted::default(), now, ids };
+    let mut desk =
+        Desk { standing, gate: standing.gate.clone(), admitted: Admitted::default(), now, ids };
     for (index, event) in events.iter().enumerate() {
         desk.event(index, event, past)?;
     }
@@ -128,7 +129,14 @@ fn order_of_system_messages(events: &[ClientEvent], agent: &SessionAgent) -> Res
 
 /// Models of other makers are taken at their operator's word.
 fn takes_system_messages(model: &str) -> bool {
-    let older = ["claude-2", "claude-3", "claude-instant", "claude-haiku-4", "claude-sonnet-4", "claude-opus-4"];
+    let older = [
+        "claude-2",
+        "claude-3",
+        "claude-instant",
+        "claude-haiku-4",
+        "claude-sonnet-4",
+        "claude-opus-4",
+    ];
     let newer = ["claude-opus-4-8", "claude-opus-4-9"];
     newer.iter().any(|prefix| model.starts_with(prefix))
         || !older.iter().any(|prefix| model.starts_with(prefix))
@@ -313,7 +321,8 @@ fn no_longer(call: &EventId, awaits: Awaits, past: &BTreeMap<EventId, Past>) -> 
                 permission.unwrap_or("allow")
             )
         }
-        ("agent.tool_use", Awaits::Confirmation) | ("agent.custom_tool_use", Awaits::CustomResult) => {
+        ("agent.tool_use", Awaits::Confirmation)
+        | ("agent.custom_tool_use", Awaits::CustomResult) => {
             format!("`{call}` has been answered already")
         }
         ("agent.tool_use", _) => format!("`{call}` is not a custom tool call"),

@@ -58,7 +58,9 @@ pub fn compact(messages: &mut Vec<Message>, summary: &str) {
     };
     let tail = messages.split_off(tail_from.min(messages.len()));
     messages.clear();
-    let note = format!("The conversation before this point was replaced by this summary of it:\n\n{summary}");
+    let note = format!(
+        "The conversation before this point was replaced by this summary of it:\n\n{summary}"
+    );
     push(messages, Role::User, [json!({ "type": "text", "text": note })]);
     for message in tail {
         push(messages, message.role, message.content);
@@ -124,7 +126,11 @@ mod tests {
     fn compaction_keeps_calls_with_their_results() {
         let mut messages = Vec::new();
         push(&mut messages, Role::User, [text("old")]);
-        push(&mut messages, Role::Assistant, [json!({"type":"tool_use","id":"t1","name":"bash","input":{}})]);
+        push(
+            &mut messages,
+            Role::Assistant,
+            [json!({"type":"tool_use","id":"t1","name":"bash","input":{}})],
+        );
         push(&mut messages, Role::User, [tool_result("t1", &[text("out")], false)]);
         compact(&mut messages, "S");
         let roles: Vec<Role> = messages.iter().map(|message| message.role).collect();

@@ -165,7 +165,8 @@ impl State {
         match record.new.event_type.as_str() {
             "user.custom_tool_result" | "user.tool_result" => {
                 let body = body_of(record);
-                let id = body["custom_tool_use_id"].as_str().or(body["tool_use_id"].as_str());
+                let id =
+                    body["custom_tool_use_id"].as_str().or_else(|| body["tool_use_id"].as_str());
                 if let Some(call) = self.call_mut(id.unwrap_or_default()) {
                     let content = context::blocks_from_event(&body["content"]);
                     let is_error = body["is_error"].as_bool().unwrap_or(false);
@@ -175,7 +176,8 @@ impl State {
             }
             "user.tool_confirmation" => {
                 let body = body_of(record);
-                if let Some(call) = self.call_mut(body["tool_use_id"].as_str().unwrap_or_default()) {
+                if let Some(call) = self.call_mut(body["tool_use_id"].as_str().unwrap_or_default())
+                {
                     call.reply.get_or_insert_with(|| confirmation(&body));
                     call.reply_taken = true;
                 }
@@ -184,8 +186,7 @@ impl State {
             "user.message" => {
                 self.dequeue(&record.new.event_id);
                 if !self.owed && self.calls.is_empty() {
-                    self.progress =
-                        Progress { started_at: Some(record.at), ..Progress::default() };
+                    self.progress = Progress { started_at: Some(record.at), ..Progress::default() };
                 }
             }
             "user.interrupt" | "system.message" => self.dequeue(&record.new.event_id),

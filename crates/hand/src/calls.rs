@@ -77,7 +77,10 @@ impl Calls {
             }
             Some(Entry::Acked) => {
                 drop(table);
-                waiter.answer(refuse(RefusalCode::Acked, "the call was acknowledged; its result is gone"));
+                waiter.answer(refuse(
+                    RefusalCode::Acked,
+                    "the call was acknowledged; its result is gone",
+                ));
             }
             None if full => {
                 drop(table);
@@ -93,7 +96,8 @@ impl Calls {
     }
 
     fn start(&self, call: String, tool: String, input: Value, timeout: Option<Duration>) {
-        let (table, shell, places) = (Arc::clone(&self.table), self.shell.clone(), self.places.clone());
+        let (table, shell, places) =
+            (Arc::clone(&self.table), self.shell.clone(), self.places.clone());
         let name = call.clone();
         let work = move || {
             let result = catch_unwind(AssertUnwindSafe(|| {
@@ -103,7 +107,9 @@ impl Calls {
                     tools::run(&places, &name, &tool, &input)
                 }
             }));
-            let result = result.unwrap_or_else(|_| ToolResult::error(format!("{tool}: failed inside the sandbox")));
+            let result = result.unwrap_or_else(|_| {
+                ToolResult::error(format!("{tool}: failed inside the sandbox"))
+            });
             finish(&table, &name, result);
         };
         if std::thread::Builder::new().name("call".to_owned()).spawn(work).is_err() {

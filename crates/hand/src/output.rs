@@ -29,7 +29,8 @@ pub(crate) struct Output {
 impl Output {
     /// Nothing yet; what does not fit will go to a file for this call.
     pub(crate) fn new(spill: &Path, call: &str) -> Self {
-        let name: String = call.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '_').take(80).collect();
+        let name: String =
+            call.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '_').take(80).collect();
         let path = spill.join(format!("{name}.txt"));
         Self { all: Vec::new(), tail: VecDeque::new(), total: 0, file: None, path }
     }
@@ -93,14 +94,23 @@ impl Output {
             Some(_) => format!("all of it is in {}", self.path.display()),
             None => "it could not be kept".to_owned(),
         };
-        format!("{head}\n[output truncated: {left_out} of {} bytes left out here; {kept}]\n{tail}", self.total)
+        format!(
+            "{head}\n[output truncated: {left_out} of {} bytes left out here; {kept}]\n{tail}",
+            self.total
+        )
     }
 }
 
 fn create(path: &Path) -> Option<File> {
     let directory = path.parent()?;
     let _ = DirBuilder::new().mode(0o700).create(directory);
-    OpenOptions::new().write(true).create_new(true).mode(0o600).custom_flags(libc::O_NOFOLLOW).open(path).ok()
+    OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(path)
+        .ok()
 }
 
 /// Text of any length as a result shows it.
@@ -121,7 +131,9 @@ pub(crate) fn clean(bytes: &[u8]) -> String {
         match byte {
             0 => {}
             0x1b => match rest.next() {
-                Some(b'[') => while rest.next().is_some_and(|byte| !(0x40..=0x7e).contains(&byte)) {},
+                Some(b'[') => {
+                    while rest.next().is_some_and(|byte| !(0x40..=0x7e).contains(&byte)) {}
+                }
                 Some(b']' | b'P' | b'_' | b'^') => {
                     while let Some(byte) = rest.next() {
                         if byte == 7 || (byte == 0x1b && rest.next_if_eq(&b'\\').is_some()) {
@@ -144,7 +156,10 @@ mod tests {
 
     #[test]
     fn terminal_sequences_and_nuls_go() {
-        assert_eq!(clean(b"\x1b[31mred\x1b[0m\x1b]0;title\x07 a\0b \xff\ttab"), "red ab \u{fffd}\ttab");
+        assert_eq!(
+            clean(b"\x1b[31mred\x1b[0m\x1b]0;title\x07 a\0b \xff\ttab"),
+            "red ab \u{fffd}\ttab"
+        );
     }
 
     #[test]

@@ -4,7 +4,10 @@
 use crate::{
     calls::{Calls, Waiter},
     processes::Processes,
-    protocol::{Op, Outcome, Refusal, RefusalCode, Reply, Request, Response, State, VERSION, encode, read_frame},
+    protocol::{
+        Op, Outcome, Refusal, RefusalCode, Reply, Request, Response, State, VERSION, encode,
+        read_frame,
+    },
     tools::{self, Places},
 };
 use base64::Engine as _;
@@ -132,7 +135,10 @@ impl Hand {
         let Request { id, fence, op } = request;
         let waiter = Waiter { id, writer: Arc::clone(writer) };
         if !self.current(fence.epoch, fence.generation) {
-            waiter.answer(refuse(RefusalCode::StaleFence, "a newer epoch or another generation owns this sandbox"));
+            waiter.answer(refuse(
+                RefusalCode::StaleFence,
+                "a newer epoch or another generation owns this sandbox",
+            ));
             return;
         }
         match op {

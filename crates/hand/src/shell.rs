@@ -61,8 +61,8 @@ struct Job {
 impl Shell {
     pub(crate) fn new(places: Places, processes: Processes) -> Self {
         let (jobs, inbox) = channel();
-        let (woken, wake) =
-            pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).expect("a process can have two more descriptors");
+        let (woken, wake) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)
+            .expect("a process can have two more descriptors");
         let cancelled = Arc::new(Mutex::new(None));
         let current = Arc::new(Mutex::new(VecDeque::new()));
         let mut owner = Owner {
@@ -177,7 +177,10 @@ impl Owner {
         loop {
             while let Ok(job) = self.inbox.try_recv() {
                 let result = self.perform(&job);
-                queue.lock().unwrap_or_else(PoisonError::into_inner).retain(|call| *call != job.call);
+                queue
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .retain(|call| *call != job.call);
                 let _ = job.reply.send(result);
             }
             self.idle();
@@ -240,7 +243,9 @@ impl Owner {
         if let State::NotStarted = self.state {
             match self.start() {
                 Ok(bash) => self.state = State::Alive(bash),
-                Err(error) => return ToolResult::error(format!("bash: the shell cannot be started: {error}")),
+                Err(error) => {
+                    return ToolResult::error(format!("bash: the shell cannot be started: {error}"));
+                }
             }
         }
         let command = job.command.clone().unwrap_or_default();
@@ -263,7 +268,11 @@ impl Owner {
                 if !text.is_empty() && !text.ends_with('\n') {
                     text.push('\n');
                 }
-                let _ = write!(text, "[the shell exited with status {code}; the next call starts a fresh one in {}]", self.places.workdir.display());
+                let _ = write!(
+                    text,
+                    "[the shell exited with status {code}; the next call starts a fresh one in {}]",
+                    self.places.workdir.display()
+                );
                 if code == 0 { ToolResult::text(text) } else { ToolResult::error(text) }
             }
             End::TimedOut => {
@@ -398,7 +407,8 @@ impl Owner {
                     Ok(count) => report.push_str(&String::from_utf8_lossy(&chunk[..count])),
                     Err(_) => {}
                 }
-                let code = report.lines().find_map(|line| line.strip_prefix(nonce)?.trim().parse().ok());
+                let code =
+                    report.lines().find_map(|line| line.strip_prefix(nonce)?.trim().parse().ok());
                 if let (Some(code), true) = (code, report.ends_with('\n')) {
                     drain(&bash.output, output);
                     return End::Status(code);

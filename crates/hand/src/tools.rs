@@ -42,14 +42,20 @@ pub(crate) fn run(places: &Places, call: &str, tool: &str, input: &Value) -> Too
             content: result.content.into_iter().map(|block| fit(places, call, block)).collect(),
             ..result
         },
-        Err(message) => ToolResult::error(crate::output::shown(&places.spill, call, &format!("{tool}: {message}"))),
+        Err(message) => ToolResult::error(crate::output::shown(
+            &places.spill,
+            call,
+            &format!("{tool}: {message}"),
+        )),
     }
 }
 
 fn fit(places: &Places, call: &str, block: Block) -> Block {
     match block {
         Block::Text { text } if text.is_empty() => Block::Text { text: "(no output)".to_owned() },
-        Block::Text { text } => Block::Text { text: crate::output::shown(&places.spill, call, &text) },
+        Block::Text { text } => {
+            Block::Text { text: crate::output::shown(&places.spill, call, &text) }
+        }
         other => other,
     }
 }
@@ -75,7 +81,10 @@ fn path(places: &Places, input: &Value, name: &str) -> Result<PathBuf, String> {
 
 /// Opens a regular file for reading and nothing else; never waits for a FIFO's other end.
 pub(crate) fn open_regular(path: &Path) -> io::Result<File> {
-    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC).open(path)?;
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
+        .open(path)?;
     if file.metadata()?.is_file() {
         Ok(file)
     } else {

@@ -40,7 +40,9 @@ impl fmt::Debug for AnthropicConfig {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// One of our own keys was given.
-    #[error("the upstream key is one of this server's own (`vq_…`): set VAQUERO_ANTHROPIC_API_KEY to a key of the upstream model")]
+    #[error(
+        "the upstream key is one of this server's own (`vq_…`): set VAQUERO_ANTHROPIC_API_KEY to a key of the upstream model"
+    )]
     OwnKey,
     /// The key cannot be sent in a header.
     #[error("the upstream key holds characters that no key has")]
@@ -98,7 +100,7 @@ impl Anthropic {
 /// Chooses the process's TLS implementation; every HTTP client needs that before it is made.
 pub fn choose_crypto() {
     // Another crate of the process may have chosen already; either choice is fine.
-    let _ = rustls::crypto::ring::default_provider().install_default();
+    drop(rustls::crypto::ring::default_provider().install_default());
 }
 
 #[async_trait]
@@ -111,7 +113,9 @@ impl ModelProvider for Anthropic {
         }
         let sent = tokio::time::timeout(self.idle_timeout, post.send()).await;
         let response = sent
-            .map_err(|_| ModelError::Failed("the model's provider did not answer in time".to_owned()))?
+            .map_err(|_| {
+                ModelError::Failed("the model's provider did not answer in time".to_owned())
+            })?
             .map_err(|error| network(&error))?;
         if !response.status().is_success() {
             return Err(refusal(response).await);
@@ -146,14 +150,18 @@ impl ModelProvider for Anthropic {
             let sent = tokio::time::timeout(Duration::from_secs(20), self.client.get(url).send());
             let response = sent
                 .await
-                .map_err(|_| ModelError::Failed("the model's provider did not answer in time".to_owned()))?
+                .map_err(|_| {
+                    ModelError::Failed("the model's provider did not answer in time".to_owned())
+                })?
                 .map_err(|error| network(&error))?;
             if !response.status().is_success() {
                 return Err(refusal(response).await);
             }
             let page: Value = response.json().await.map_err(|error| network(&error))?;
-            let found: Vec<ModelInfo> = serde_json::from_value(page["data"].clone())
-                .map_err(|_| ModelError::Failed("the provider's list of models cannot be read".to_owned()))?;
+            let found: Vec<ModelInfo> =
+                serde_json::from_value(page["data"].clone()).map_err(|_| {
+                    ModelError::Failed("the provider's list of models cannot be read".to_owned())
+                })?;
             let last = found.last().map(|model| model.id.clone());
             models.extend(found);
             match last {
@@ -216,7 +224,9 @@ fn body(request: &ModelRequest) -> Value {
         .map(|(index, _)| index)
         .collect();
     for index in users.iter().rev().take(2) {
-        if let Some(block) = messages[*index]["content"].as_array_mut().and_then(|list| list.last_mut()) {
+        if let Some(block) =
+            messages[*index]["content"].as_array_mut().and_then(|list| list.last_mut())
+        {
             breakpoint(block);
         }
     }

@@ -36,8 +36,9 @@ impl Assembler {
         if self.bytes > ANSWER_MAX {
             return Err(ModelError::Failed("the model's answer is larger than 64 MB".to_owned()));
         }
-        let event: Value = serde_json::from_str(data)
-            .map_err(|_| ModelError::Failed("the model's stream holds something that is not JSON".to_owned()))?;
+        let event: Value = serde_json::from_str(data).map_err(|_| {
+            ModelError::Failed("the model's stream holds something that is not JSON".to_owned())
+        })?;
         match event["type"].as_str().unwrap_or_default() {
             "message_start" => {
                 self.count(&event["message"]["usage"]);
@@ -130,8 +131,7 @@ impl Assembler {
         let index = Self::index(event);
         let Some(mut open) = self.blocks.remove(&index) else { return Vec::new() };
         if !open.input.is_empty() {
-            open.block["input"] =
-                serde_json::from_str(&open.input).unwrap_or_else(|_| json!({}));
+            open.block["input"] = serde_json::from_str(&open.input).unwrap_or_else(|_| json!({}));
         } else if open.block["type"] == "tool_use" && !open.block["input"].is_object() {
             open.block["input"] = json!({});
         }
@@ -193,12 +193,15 @@ pub(crate) fn from_error_body(
         ("rate_limit_error", _) | (_, 429) => ModelError::RateLimited { message, retry_after },
         ("billing_error", _) | (_, 402) => ModelError::Billing(message),
         ("authentication_error" | "permission_error", _) | (_, 401 | 403) => {
-            ModelError::Unauthorized(format!("the upstream model refused the server's API key: {message}"))
+            ModelError::Unauthorized(format!(
+                "the upstream model refused the server's API key: {message}"
+            ))
         }
         ("invalid_request_error" | "not_found_error" | "request_too_large", _)
         | (_, 400 | 404 | 413 | 422) => {
             let text = message.to_lowercase();
-            if text.contains("prompt is too long") || text.contains("context window") || code == 413 {
+            if text.contains("prompt is too long") || text.contains("context window") || code == 413
+            {
                 ModelError::ContextTooLong(message)
             } else {
                 ModelError::Invalid(message)

@@ -6,9 +6,7 @@ mod provider;
 pub mod scripted;
 mod unconfigured;
 
-pub use anthropic::{
-    Anthropic, AnthropicConfig, ConfigError, KEY_PREFIX_OF_OURS, choose_crypto,
-};
+pub use anthropic::{Anthropic, AnthropicConfig, ConfigError, KEY_PREFIX_OF_OURS, choose_crypto};
 pub use provider::{
     BlockKind, Message, ModelError, ModelEvent, ModelInfo, ModelProvider, ModelRequest,
     ModelStream, Role, StopReason, ToolDef,

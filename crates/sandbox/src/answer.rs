@@ -208,7 +208,10 @@ mod tests {
             content: vec![
                 Block::Text { text: "hi\n\u{1f600}".to_owned() },
                 Block::Image { media_type: "image/png".to_owned(), data: "AAAA".to_owned() },
-                Block::Document { media_type: "application/pdf".to_owned(), data: "AA==".to_owned() },
+                Block::Document {
+                    media_type: "application/pdf".to_owned(),
+                    data: "AA==".to_owned(),
+                },
             ],
             is_error: true,
         };

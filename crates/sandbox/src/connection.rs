@@ -100,7 +100,8 @@ impl Connection {
             .map_err(|e| SandboxError::io("cannot use the sandbox's stream", e))?;
         let (read, write) = stream.into_split();
         let (frames, queue) = mpsc::channel(64);
-        let state = Arc::new(Mutex::new(State { last_used: Some(Instant::now()), ..State::default() }));
+        let state =
+            Arc::new(Mutex::new(State { last_used: Some(Instant::now()), ..State::default() }));
         let closed = CancellationToken::new();
         let reader = Reader {
             state: Arc::clone(&state),
@@ -165,9 +166,7 @@ impl Connection {
             answered.await.unwrap_or_else(|_| Err(SandboxError::gone("its stream is closed")))
         };
         match tokio::time::timeout(timeout, exchange).await {
-            Ok(Ok(Answer::Refused(refusal))) => {
-                Err(refused(refusal.code, &refusal.message))
-            }
+            Ok(Ok(Answer::Refused(refusal))) => Err(refused(refusal.code, &refusal.message)),
             Ok(answer) => answer,
             Err(_) => {
                 let why = format!("no answer to {name} within {} s", timeout.as_secs());
@@ -450,7 +449,8 @@ mod tests {
     #[tokio::test]
     async fn silence_breaks_the_connection() {
         let (connection, _hand) = pair();
-        let error = connection.ask(FENCE, Op::Hello {}, Duration::from_millis(50)).await.unwrap_err();
+        let error =
+            connection.ask(FENCE, Op::Hello {}, Duration::from_millis(50)).await.unwrap_err();
         assert!(matches!(error, SandboxError::Gone { .. }), "{error}");
         assert!(connection.is_broken());
     }

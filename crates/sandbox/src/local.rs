@@ -133,9 +133,8 @@ impl Inner {
         let (dir, workspaces, trash) =
             (data.join("launcher"), data.join("workspaces"), data.join("trash"));
         for private in [&dir, &workspaces, &trash] {
-            make_private(private).map_err(|e| {
-                SandboxError::io(format!("cannot make {}", private.display()), e)
-            })?;
+            make_private(private)
+                .map_err(|e| SandboxError::io(format!("cannot make {}", private.display()), e))?;
         }
         let options = Options {
             dir,
@@ -439,7 +438,9 @@ fn check_spec(spec: &SandboxSpec) -> Result<(), SandboxError> {
     }
     for (name, value) in &spec.env {
         if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
-            return invalid("a variable's name must not be empty or contain =, and nothing may contain NUL");
+            return invalid(
+                "a variable's name must not be empty or contain =, and nothing may contain NUL",
+            );
         }
     }
     Ok(())

@@ -41,7 +41,9 @@ pub(crate) fn apply(
                 check(db, &workspace, &kind, &id, expect)?;
             }
             Write::CreateSession { row, thread } => create_session(db, &row, &thread)?,
-            Write::Append(append) => committed.appended.push(self::append(db, append, now, effects)?),
+            Write::Append(append) => {
+                committed.appended.push(self::append(db, append, now, effects)?)
+            }
             Write::DeleteSession { session, revision, record } => {
                 delete_session(db, &session, revision, &record, now, effects)?;
             }
@@ -297,8 +299,9 @@ fn update_row(
     let gate = if change.gate.is_empty() {
         None
     } else {
-        let mut gate: Gate = serde_json::from_str(&tail.gate)
-            .map_err(|_| StoreError::Corrupt { what: format!("sessions.gate of row {}", tail.number) })?;
+        let mut gate: Gate = serde_json::from_str(&tail.gate).map_err(|_| StoreError::Corrupt {
+            what: format!("sessions.gate of row {}", tail.number),
+        })?;
         change.gate.iter().for_each(|step| gate.apply(step));
         Some(json(&gate))
     };
@@ -464,11 +467,8 @@ pub(crate) fn renew(
     now: Timestamp,
 ) -> Result<(), CommitError> {
     let sql = "UPDATE sessions SET lease_until = ?3 WHERE id = ?1 AND epoch = ?2 AND deleted = 0 AND lease_worker IS NOT NULL";
-    let kept = execute(
-        db,
-        sql,
-        params![lease.session.as_str(), int(lease.epoch), until(now, ttl)],
-    )?;
+    let kept =
+        execute(db, sql, params![lease.session.as_str(), int(lease.epoch), until(now, ttl)])?;
     if kept == 0 { Err(CommitError::LeaseLost { session: lease.session.clone() }) } else { Ok(()) }
 }
 

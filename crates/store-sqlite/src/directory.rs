@@ -30,7 +30,9 @@ pub enum OpenError {
         source: std::io::Error,
     },
     /// The database was written by a newer release.
-    #[error("the database has schema version {found}, this release knows versions up to {known}; start the newer release that wrote it")]
+    #[error(
+        "the database has schema version {found}, this release knows versions up to {known}; start the newer release that wrote it"
+    )]
     Newer {
         /// Its version.
         found: i64,
@@ -54,8 +56,7 @@ pub struct DirectoryLock {
 impl DirectoryLock {
     /// Makes the directory if needed, with access for its owner alone, and locks it.
     pub fn take(directory: &Path) -> Result<Self, OpenError> {
-        let failed =
-            |source| OpenError::Directory { directory: directory.to_owned(), source };
+        let failed = |source| OpenError::Directory { directory: directory.to_owned(), source };
         if !directory.exists() {
             fs::create_dir_all(directory).map_err(failed)?;
             fs::set_permissions(directory, fs::Permissions::from_mode(0o700)).map_err(failed)?;

@@ -155,12 +155,13 @@ impl Store for SqliteStore {
 
     async fn wait_past(&self, session: &SessionId, seen: Seq) -> Result<(), StoreError> {
         let watch = self.wakes.watch(session);
-        let head = async {
-            let position = self.position(session).await?;
-            Ok(position.map_or(Seq::MAX, |position| {
-                if position.deleted { Seq::MAX } else { position.seq }
-            }))
-        };
+        let head =
+            async {
+                let position = self.position(session).await?;
+                Ok(position.map_or(Seq::MAX, |position| {
+                    if position.deleted { Seq::MAX } else { position.seq }
+                }))
+            };
         watch.past(seen, head).await
     }
 

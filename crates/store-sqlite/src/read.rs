@@ -6,7 +6,6 @@ use crate::{
 };
 use rusqlite::{Connection, OptionalExtension, ToSql, params, params_from_iter};
 use std::{
-    fmt::Write as _,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -14,8 +13,7 @@ use std::{
 use tokio::sync::Semaphore;
 use vaquero_store::{
     Answer, AnswerKey, Document, DocumentPage, DocumentQuery, EventPage, EventQuery, Order,
-    Position, Record, RecordKind, Seq, SessionPage, SessionQuery, SessionRow, Snapshot,
-    StoreError,
+    Position, Record, RecordKind, Seq, SessionPage, SessionQuery, SessionRow, Snapshot, StoreError,
     record::EventCursor,
 };
 use vaquero_types::{EventId, SessionId, Timestamp, WorkspaceId, thread::Thread};
@@ -68,7 +66,8 @@ pub(crate) fn document(
     column: &'static str,
     value: &str,
 ) -> Result<Option<Document>, StoreError> {
-    let sql = format!("SELECT * FROM documents WHERE workspace = ?1 AND kind = ?2 AND {column} = ?3");
+    let sql =
+        format!("SELECT * FROM documents WHERE workspace = ?1 AND kind = ?2 AND {column} = ?3");
     let mut statement = db.prepare_cached(&sql).map_err(failed)?;
     optional(statement.query_row(params![workspace.as_str(), kind, value], rows::document))
 }
@@ -86,7 +85,7 @@ impl Filter {
 
     fn and(&mut self, condition: &str, value: impl ToSql + 'static) {
         self.values.push(Box::new(value));
-        let _ = write!(self.sql, " AND {condition} ?{}", self.values.len());
+        self.sql.push_str(&format!(" AND {condition} ?{}", self.values.len()));
     }
 
     fn and_in(&mut self, column: &str, values: impl Iterator<Item = String>) {
@@ -97,7 +96,7 @@ impl Filter {
             })
             .collect();
         if !marks.is_empty() {
-            let _ = write!(self.sql, " AND {column} IN ({})", marks.join(", "));
+            self.sql.push_str(&format!(" AND {column} IN ({})", marks.join(", ")));
         }
     }
 
@@ -108,12 +107,12 @@ impl Filter {
         self.values.push(Box::new(id));
         let count = self.values.len();
         let sign = if order == Order::Ascending { ">" } else { "<" };
-        let _ = write!(self.sql, " AND (created_at, id) {sign} (?{}, ?{count})", count - 1);
+        self.sql.push_str(&format!(" AND (created_at, id) {sign} (?{}, ?{count})", count - 1));
     }
 
     fn order(&mut self, order: Order, limit: usize) {
         let word = if order == Order::Ascending { "ASC" } else { "DESC" };
-        let _ = write!(self.sql, " ORDER BY created_at {word}, id {word} LIMIT {}", limit + 1);
+        self.sql.push_str(&format!(" ORDER BY created_at {word}, id {word} LIMIT {}", limit + 1));
     }
 
     fn rows<T>(
@@ -133,7 +132,10 @@ fn page<T>(mut rows: Vec<T>, limit: usize) -> (Vec<T>, bool) {
     (rows, more)
 }
 
-pub(crate) fn documents(db: &Connection, query: &DocumentQuery) -> Result<DocumentPage, StoreError> {
+pub(crate) fn documents(
+    db: &Connection,
+    query: &DocumentQuery,
+) -> Result<DocumentPage, StoreError> {
     let mut filter = Filter::new("SELECT * FROM documents WHERE 1");
     filter.and("workspace =", query.workspace.as_str().to_owned());
     filter.and("kind =", query.kind.clone());
@@ -186,7 +188,8 @@ pub(crate) fn session(db: &Connection, id: &SessionId) -> Result<Option<SessionR
 }
 
 pub(crate) fn sessions(db: &Connection, query: &SessionQuery) -> Result<SessionPage, StoreError> {
-    let mut filter = Filter::new(&format!("SELECT {SESSION_COLUMNS} FROM sessions WHERE deleted = 0"));
+    let mut filter =
+        Filter::new(&format!("SELECT {SESSION_COLUMNS} FROM sessions WHERE deleted = 0"));
     filter.and("workspace =", query.workspace.as_str().to_owned());
     if let Some(agent) = &query.agent {
         filter.and("agent =", agent.as_str().to_owned());
@@ -231,9 +234,8 @@ pub(crate) fn threads(db: &Connection, session: &SessionId) -> Result<Vec<Thread
 }
 
 fn number(db: &Connection, session: &SessionId) -> Result<Option<(i64, u64, bool)>, StoreError> {
-    let mut statement = db
-        .prepare_cached("SELECT n, head, deleted FROM sessions WHERE id = ?1")
-        .map_err(failed)?;
+    let mut statement =
+        db.prepare_cached("SELECT n, head, deleted FROM sessions WHERE id = ?1").map_err(failed)?;
     optional(statement.query_row([session.as_str()], |row| {
         Ok((row.get(0)?, rows::natural(row, "head")?, row.get(2)?))
     }))
@@ -253,7 +255,8 @@ pub(crate) fn records(
     max_bytes: usize,
 ) -> Result<Vec<Record>, StoreError> {
     let Some((number, ..)) = number(db, session)? else { return Ok(Vec::new()) };
-    let sql = format!("SELECT {RECORD_COLUMNS} FROM log WHERE session = ?1 AND seq > ?2 ORDER BY seq");
+    let sql =
+        format!("SELECT {RECORD_COLUMNS} FROM log WHERE session = ?1 AND seq > ?2 ORDER BY seq");
     let mut statement = db.prepare_cached(&sql).map_err(failed)?;
     let mut rows = statement.query(params![number, int(after)]).map_err(failed)?;
     let mut records = Vec::new();
@@ -347,7 +350,7 @@ fn processed(
         }
     }
     let word = if query.descending { "DESC" } else { "ASC" };
-    let _ = write!(filter.sql, " ORDER BY r.seq {word} LIMIT {}", query.limit + 1);
+    filter.sql.push_str(&format!(" ORDER BY r.seq {word} LIMIT {}", query.limit + 1));
     filter.rows(db, rows::record)
 }
 
@@ -360,10 +363,8 @@ fn queued(
 ) -> Result<Vec<Record>, StoreError> {
     let mut filter = common(query, number, RecordKind::Received);
     filter.and("r.seq >", int(after));
-    let _ = write!(
-        filter.sql,
-        " AND NOT EXISTS (SELECT 1 FROM log e WHERE e.session = r.session AND e.event_id = r.event_id AND e.kind = 0) ORDER BY r.seq LIMIT {limit}"
-    );
+    filter.sql.push_str(&format!(" AND NOT EXISTS (SELECT 1 FROM log e WHERE e.session = r.session AND e.event_id = r.event_id AND e.kind = 0) ORDER BY r.seq LIMIT {limit}"
+    ));
     filter.rows(db, rows::record)
 }
 

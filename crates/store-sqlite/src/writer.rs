@@ -28,15 +28,28 @@ pub(crate) struct Effects {
 }
 
 enum Job {
-    Commit { writes: Vec<Write>, now: Timestamp, reply: oneshot::Sender<Result<Committed, CommitError>> },
+    Commit {
+        writes: Vec<Write>,
+        now: Timestamp,
+        reply: oneshot::Sender<Result<Committed, CommitError>>,
+    },
     Claim {
         worker: WorkerName,
         ttl: Duration,
         now: Timestamp,
         reply: oneshot::Sender<Result<Option<Lease>, StoreError>>,
     },
-    Renew { lease: Lease, ttl: Duration, now: Timestamp, reply: oneshot::Sender<Result<(), CommitError>> },
-    Release { lease: Lease, handover: bool, reply: oneshot::Sender<Result<(), CommitError>> },
+    Renew {
+        lease: Lease,
+        ttl: Duration,
+        now: Timestamp,
+        reply: oneshot::Sender<Result<(), CommitError>>,
+    },
+    Release {
+        lease: Lease,
+        handover: bool,
+        reply: oneshot::Sender<Result<(), CommitError>>,
+    },
     Close,
 }
 
@@ -67,10 +80,7 @@ impl Writer {
         }
     }
 
-    async fn ask<T>(
-        &self,
-        job: impl FnOnce(oneshot::Sender<T>) -> Job,
-    ) -> Result<T, StoreError> {
+    async fn ask<T>(&self, job: impl FnOnce(oneshot::Sender<T>) -> Job) -> Result<T, StoreError> {
         let (reply, answer) = oneshot::channel();
         self.jobs.send(job(reply)).map_err(|_| StoreError::Closed)?;
         answer.await.map_err(|_| StoreError::Closed)
@@ -191,13 +201,12 @@ fn transact(
     for job in group {
         let mut own = Effects::default();
         let reply = catch_unwind(AssertUnwindSafe(|| step(&transaction, job, &mut own)));
-        match reply {
-            Ok(reply) => {
-                replies.extend(reply);
-                effects.grown.append(&mut own.grown);
-                effects.ready |= own.ready;
-            }
-            Err(_) => tracing::error!("a commit panicked; its caller is told that the store failed"),
+        if let Ok(reply) = reply {
+            replies.extend(reply);
+            effects.grown.append(&mut own.grown);
+            effects.ready |= own.ready;
+        } else {
+            tracing::error!("a commit panicked; its caller is told that the store failed");
         }
     }
     let committed = transaction.commit().map_err(failed);

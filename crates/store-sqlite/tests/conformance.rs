@@ -80,7 +80,8 @@ async fn a_second_holder_is_refused_by_name() {
 fn a_newer_schema_is_refused() {
     let directory = tempfile::tempdir().expect("a directory");
     drop(SqliteStore::open(directory.path()).expect("it opens"));
-    let connection = rusqlite::Connection::open(directory.path().join("vaquero.db")).expect("it opens");
+    let connection =
+        rusqlite::Connection::open(directory.path().join("vaquero.db")).expect("it opens");
     connection.pragma_update(None, "user_version", 99).expect("written");
     drop(connection);
     let refused = SqliteStore::open(directory.path());
@@ -93,7 +94,10 @@ async fn child_that_commits_until_it_is_killed() {
     let Ok(directory) = std::env::var("VAQUERO_TEST_COMMIT_INTO") else { return };
     let store = SqliteStore::open(Path::new(&directory)).expect("it opens");
     for number in 0_u64.. {
-        store.commit(vec![document(&number.to_string(), 100)], Timestamp::from_micros(1)).await.expect("committed");
+        store
+            .commit(vec![document(&number.to_string(), 100)], Timestamp::from_micros(1))
+            .await
+            .expect("committed");
         println!("committed {number}");
     }
 }
@@ -144,7 +148,9 @@ async fn a_full_disk_refuses_and_recovers() {
     let mut refused = None;
     for number in 0..100 {
         let id = format!("d{number}");
-        if let Err(error) = store.commit(vec![document(&id, 100_000)], Timestamp::from_micros(1)).await {
+        if let Err(error) =
+            store.commit(vec![document(&id, 100_000)], Timestamp::from_micros(1)).await
+        {
             refused = Some((id, error));
             break;
         }
@@ -158,7 +164,10 @@ async fn a_full_disk_refuses_and_recovers() {
         .arg(directory.path())
         .status()
         .expect("there is room again");
-    store.commit(vec![document(&id, 100_000)], Timestamp::from_micros(2)).await.expect("it works again");
+    store
+        .commit(vec![document(&id, 100_000)], Timestamp::from_micros(2))
+        .await
+        .expect("it works again");
     assert!(has(&store, &id).await);
     drop(store);
     std::process::Command::new("umount").arg(directory.path()).status().expect("unmounted");

@@ -128,12 +128,7 @@ pub trait Store: Send + Sync + 'static {
     ) -> Result<Option<Lease>, StoreError>;
 
     /// Extends a lease; `LeaseLost` if another epoch has begun or the session is gone.
-    async fn renew(
-        &self,
-        lease: &Lease,
-        ttl: Duration,
-        now: Timestamp,
-    ) -> Result<(), CommitError>;
+    async fn renew(&self, lease: &Lease, ttl: Duration, now: Timestamp) -> Result<(), CommitError>;
 
     /// Gives a lease back without any record: the session stays ready, so the next claim goes on with it. `handover` keeps the count of claims without progress as it was before this claim.
     async fn release(&self, lease: &Lease, handover: bool) -> Result<(), CommitError>;

@@ -62,10 +62,7 @@ impl Live for LocalLive {
     fn subscribe(&self, session: &SessionId) -> broadcast::Receiver<Delta> {
         let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
         channels.retain(|_, sender| sender.receiver_count() > 0);
-        channels
-            .entry(session.clone())
-            .or_insert_with(|| broadcast::channel(BACKLOG).0)
-            .subscribe()
+        channels.entry(session.clone()).or_insert_with(|| broadcast::channel(BACKLOG).0).subscribe()
     }
 }
 

@@ -5,8 +5,7 @@ mod apply;
 use crate::{
     Answer, AnswerKey, CommitError, Committed, Document, DocumentPage, DocumentQuery, EventPage,
     EventQuery, Lease, Order, Position, Record, RecordKind, Seq, SessionPage, SessionQuery,
-    SessionRow, Snapshot, Store, StoreError, WorkerName, Write, notify::Wakes,
-    record::EventCursor,
+    SessionRow, Snapshot, Store, StoreError, WorkerName, Write, notify::Wakes, record::EventCursor,
 };
 use async_trait::async_trait;
 use std::{
@@ -255,7 +254,9 @@ impl Store for MemoryStore {
         let watch = self.wakes.watch(session);
         let head = async {
             let position = self.position(session).await?;
-            Ok(position.filter(|position| !position.deleted).map_or(Seq::MAX, |position| position.seq))
+            Ok(position
+                .filter(|position| !position.deleted)
+                .map_or(Seq::MAX, |position| position.seq))
         };
         watch.past(seen, head).await
     }

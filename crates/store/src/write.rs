@@ -6,7 +6,10 @@ use crate::{
     session::{SessionRow, Snapshot},
 };
 use vaquero_types::{
-    EventId, SessionId, Timestamp, WorkspaceId, gate::GateChange, session::Status, thread::Thread,
+    EventId, SessionId, Timestamp, WorkspaceId,
+    gate::GateChange,
+    session::Status,
+    thread::Thread,
     usage::{Activity, Usage},
 };
 

@@ -107,7 +107,8 @@ impl Server {
         let mut child = self.spawn()?;
         let mut lines = BufReader::new(child.stdout.take().context("piped")?).lines();
         let base = loop {
-            let line = timeout(PATIENCE, lines.next_line()).await.context("the server says nothing")??;
+            let line =
+                timeout(PATIENCE, lines.next_line()).await.context("the server says nothing")??;
             let Some(line) = line else { bail!("the server ended at its start") };
             if let Some((_, base)) = line.split_once("listens on ") {
                 break base.trim().to_owned();
@@ -128,7 +129,14 @@ impl Server {
 
     fn spawn(&self) -> anyhow::Result<Child> {
         Command::new(&self.exe)
-            .args(["serve", "--listen", "127.0.0.1:0", "--sandbox-limits", "degraded", "--data-dir"])
+            .args([
+                "serve",
+                "--listen",
+                "127.0.0.1:0",
+                "--sandbox-limits",
+                "degraded",
+                "--data-dir",
+            ])
             .arg(self.data.path().join("data"))
             .env("VAQUERO_API_KEY", KEY)
             .env("VAQUERO_ANTHROPIC_BASE_URL", &self.model)
@@ -155,7 +163,10 @@ impl Server {
     /// Asks it to end and waits until it has; whether it ended well.
     pub async fn terminate(&mut self) -> anyhow::Result<bool> {
         let Some(mut child) = self.child.take() else { bail!("it is not running") };
-        let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(rustix::process::Pid::from_raw);
+        let pid = child
+            .id()
+            .and_then(|pid| i32::try_from(pid).ok())
+            .and_then(rustix::process::Pid::from_raw);
         rustix::process::kill_process(pid.context("it has a pid")?, rustix::process::Signal::TERM)?;
         Ok(timeout(PATIENCE, child.wait()).await.context("it does not end")??.success())
     }
@@ -226,7 +237,9 @@ impl Client {
 
     /// A session of a new agent with these tools.
     pub async fn session(&self, tools: Value) -> anyhow::Result<String> {
-        let agent = self.post("/v1/agents", json!({ "name": "test", "model": "scripted", "tools": tools })).await?;
+        let agent = self
+            .post("/v1/agents", json!({ "name": "test", "model": "scripted", "tools": tools }))
+            .await?;
         let name = format!("env for {}", agent["id"]);
         let environment = self.post("/v1/environments", json!({ "name": name })).await?;
         let body = json!({ "agent": agent["id"], "environment_id": environment["id"] });
@@ -241,7 +254,8 @@ impl Client {
 
     /// Sends a message.
     pub async fn say(&self, session: &str, text: &str) -> anyhow::Result<Value> {
-        let message = json!({ "type": "user.message", "content": [{ "type": "text", "text": text }] });
+        let message =
+            json!({ "type": "user.message", "content": [{ "type": "text", "text": text }] });
         self.post(&format!("/v1/sessions/{session}/events"), json!({ "events": [message] })).await
     }
 

@@ -155,7 +155,9 @@ impl AgentDraft {
         let model = body.required("model")?;
         let draft = Self {
             name,
-            description: body.text("description", 0, DESCRIPTION_MAX)?.filter(|text| !text.is_empty()),
+            description: body
+                .text("description", 0, DESCRIPTION_MAX)?
+                .filter(|text| !text.is_empty()),
             model: decode_model(model, "model", None)?,
             system: body.text("system", 0, SYSTEM_MAX)?.filter(|text| !text.is_empty()),
             tools: decode_tools(body.patch("tools"), "tools")?.unwrap_or_default(),
@@ -195,7 +197,12 @@ impl AgentDraft {
         let draft = Self {
             name,
             model,
-            description: text(&mut body, "description", DESCRIPTION_MAX, stored.description.as_ref())?,
+            description: text(
+                &mut body,
+                "description",
+                DESCRIPTION_MAX,
+                stored.description.as_ref(),
+            )?,
             system: text(&mut body, "system", SYSTEM_MAX, stored.system.as_ref())?,
             tools: decode_tools(body.patch("tools"), "tools")?
                 .unwrap_or_else(|| stored.tools.clone()),
@@ -241,18 +248,23 @@ pub fn check(tools: &[Tool], servers: &[McpServer], skills: &[Skill]) -> Result<
         if let Tool::McpToolset(toolset) = tool {
             let path = format!("tools.{index}.mcp_server_name");
             if !servers.iter().any(|server| server.name == toolset.mcp_server_name) {
-                let reason = format!("no MCP server named `{}` in mcp_servers", toolset.mcp_server_name);
+                let reason =
+                    format!("no MCP server named `{}` in mcp_servers", toolset.mcp_server_name);
                 return Err(Invalid::new(path, reason));
             }
             if !named.insert(toolset.mcp_server_name.as_str()) {
-                let reason = format!("MCP server `{}` has an mcp_toolset already", toolset.mcp_server_name);
+                let reason =
+                    format!("MCP server `{}` has an mcp_toolset already", toolset.mcp_server_name);
                 return Err(Invalid::new(path, reason));
             }
         }
     }
     for (index, server) in servers.iter().enumerate() {
         if !named.contains(server.name.as_str()) {
-            let reason = format!("MCP server `{}` is not referenced by any mcp_toolset in tools", server.name);
+            let reason = format!(
+                "MCP server `{}` is not referenced by any mcp_toolset in tools",
+                server.name
+            );
             return Err(Invalid::new(format!("mcp_servers.{index}.name"), reason));
         }
     }
@@ -260,7 +272,10 @@ pub fn check(tools: &[Tool], servers: &[McpServer], skills: &[Skill]) -> Result<
         .iter()
         .any(|tool| matches!(tool, Tool::AgentToolset(toolset) if toolset.setting("read").enabled));
     if !skills.is_empty() && !reads {
-        return Err(Invalid::new("skills", "skills need the `read` tool of agent_toolset_20260401 to be enabled"));
+        return Err(Invalid::new(
+            "skills",
+            "skills need the `read` tool of agent_toolset_20260401 to be enabled",
+        ));
     }
     Ok(())
 }

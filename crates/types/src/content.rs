@@ -114,7 +114,10 @@ fn document(fields: &mut Fields) -> Result<Value, Invalid> {
 }
 
 fn no_files(source: &Fields) -> Invalid {
-    source.invalid("type", "files are not available on this server yet; send the data as base64 or text")
+    source.invalid(
+        "type",
+        "files are not available on this server yet; send the data as base64 or text",
+    )
 }
 
 fn base64(source: &mut Fields, media_types: &[&str]) -> Result<Value, Invalid> {
@@ -163,4 +166,3 @@ fn search_result(fields: &mut Fields) -> Result<Value, Invalid> {
         "citations": { "enabled": enabled },
     }))
 }
-

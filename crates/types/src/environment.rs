@@ -211,9 +211,7 @@ fn scope(body: &mut Fields, stored: Scope) -> Result<Scope, Invalid> {
 /// Decodes `config`; what is left out of an update keeps what is stored.
 fn decode_config(mut fields: Fields, stored: Option<&Config>) -> Result<Config, Invalid> {
     let kind = fields.tag()?;
-    let changes = |wanted: bool| {
-        stored.is_some() && !wanted
-    };
+    let changes = |wanted: bool| stored.is_some() && !wanted;
     match kind.as_str() {
         "self_hosted" => {
             if changes(matches!(stored, Some(Config::SelfHosted))) {
@@ -233,7 +231,9 @@ fn decode_config(mut fields: Fields, stored: Option<&Config>) -> Result<Config, 
             let networking = match fields.patch("networking") {
                 Patch::Absent => networking,
                 Patch::Null => Networking::Unrestricted,
-                Patch::Set(value) => decode_networking(value, &fields.at("networking"), &networking)?,
+                Patch::Set(value) => {
+                    decode_networking(value, &fields.at("networking"), &networking)?
+                }
             };
             let packages = match fields.patch("packages") {
                 Patch::Absent => packages,
@@ -243,7 +243,8 @@ fn decode_config(mut fields: Fields, stored: Option<&Config>) -> Result<Config, 
             if let Networking::Limited { allow_package_managers: false, .. } = &networking
                 && !packages.is_empty()
             {
-                let reason = "packages under limited networking need `allow_package_managers: true`";
+                let reason =
+                    "packages under limited networking need `allow_package_managers: true`";
                 return Err(fields.invalid("packages", reason));
             }
             fields.finish()?;
@@ -266,9 +267,11 @@ fn decode_networking(value: Value, path: &str, stored: &Networking) -> Result<Ne
         "unrestricted" => Networking::Unrestricted,
         "limited" => {
             let (hosts, mcp, managers) = match stored {
-                Networking::Limited { allowed_hosts, allow_mcp_servers, allow_package_managers } => {
-                    (allowed_hosts.clone(), *allow_mcp_servers, *allow_package_managers)
-                }
+                Networking::Limited {
+                    allowed_hosts,
+                    allow_mcp_servers,
+                    allow_package_managers,
+                } => (allowed_hosts.clone(), *allow_mcp_servers, *allow_package_managers),
                 Networking::Unrestricted => (Vec::new(), false, false),
             };
             Networking::Limited {
@@ -280,7 +283,9 @@ fn decode_networking(value: Value, path: &str, stored: &Networking) -> Result<Ne
                     })?
                     .unwrap_or(hosts),
                 allow_mcp_servers: fields.boolean("allow_mcp_servers")?.unwrap_or(mcp),
-                allow_package_managers: fields.boolean("allow_package_managers")?.unwrap_or(managers),
+                allow_package_managers: fields
+                    .boolean("allow_package_managers")?
+                    .unwrap_or(managers),
             }
         }
         _ => return Err(fields.unknown_tag(&kind, &["unrestricted", "limited"])),
@@ -299,7 +304,10 @@ fn check_host(host: &str, at: &str) -> Result<(), Invalid> {
     if host.len() <= 253 && !name.is_empty() && name.split('.').all(label) {
         return Ok(());
     }
-    Err(Invalid::new(at, "expected a host such as `example.com` or `*.example.com`, without scheme, port or path"))
+    Err(Invalid::new(
+        at,
+        "expected a host such as `example.com` or `*.example.com`, without scheme, port or path",
+    ))
 }
 
 fn decode_packages(value: Value, path: &str, stored: Packages) -> Result<Packages, Invalid> {
@@ -313,7 +321,9 @@ fn decode_packages(value: Value, path: &str, stored: Packages) -> Result<Package
         let list = fields.list(name, 1_000, |value, at| {
             let package = crate::fields::string(value, &at)?;
             crate::fields::length(&package, &at, 1, 512)?;
-            if package.starts_with('-') || package.chars().any(|c| c.is_control() || c.is_whitespace()) {
+            if package.starts_with('-')
+                || package.chars().any(|c| c.is_control() || c.is_whitespace())
+            {
                 return Err(Invalid::new(at, "is not the name of a package"));
             }
             Ok(package)

@@ -349,7 +349,8 @@ mod tests {
 
     #[test]
     fn what_is_left_is_named_with_its_path() {
-        let mut fields = Fields::new(json!({"a": 1, "b": {"c": true}}), "events.0").expect("object");
+        let mut fields =
+            Fields::new(json!({"a": 1, "b": {"c": true}}), "events.0").expect("object");
         assert_eq!(fields.integer("a", 0), Ok(Some(1)));
         let error = fields.finish().expect_err("b is left");
         assert_eq!(error.to_string(), "events.0.b: unknown field: extra inputs are not permitted");
@@ -364,7 +365,8 @@ mod tests {
 
     #[test]
     fn metadata_patches_merge() {
-        let stored = BTreeMap::from([("a".to_owned(), "1".to_owned()), ("b".to_owned(), "2".to_owned())]);
+        let stored =
+            BTreeMap::from([("a".to_owned(), "1".to_owned()), ("b".to_owned(), "2".to_owned())]);
         let mut fields = Fields::new(json!({"m": {"a": null, "c": "3"}}), "").expect("object");
         let merged = fields.patch_metadata("m", &stored, false).expect("valid");
         assert_eq!(merged.keys().collect::<Vec<_>>(), ["b", "c"]);

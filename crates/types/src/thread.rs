@@ -1,6 +1,10 @@
 //! Threads: the lines of work inside a session. Every session has a primary one.
 
-use crate::{SessionId, ThreadId, Timestamp, session::Status, usage::{Activity, Usage}};
+use crate::{
+    SessionId, ThreadId, Timestamp,
+    session::Status,
+    usage::{Activity, Usage},
+};
 
 /// A thread as stored.
 #[derive(Clone, Debug, PartialEq)]

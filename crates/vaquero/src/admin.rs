@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use vaquero_api::{App, keys};
 
 /// What a command asks.
+#[expect(clippy::enum_variant_names, reason = "later commands ask about more than keys")]
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case")]
 pub(crate) enum Ask {
@@ -110,8 +111,13 @@ async fn perform(app: &App, ask: Ask) -> Told {
 /// Asks the server that holds `data_dir`.
 pub(crate) fn ask(data_dir: &Path, ask: &Ask) -> anyhow::Result<Told> {
     let path = path(data_dir);
-    let mut stream = StdUnixStream::connect(&path)
-        .with_context(|| format!("the server that holds {} cannot be reached through {}", data_dir.display(), path.display()))?;
+    let mut stream = StdUnixStream::connect(&path).with_context(|| {
+        format!(
+            "the server that holds {} cannot be reached through {}",
+            data_dir.display(),
+            path.display()
+        )
+    })?;
     writeln!(stream, "{}", serde_json::to_string(ask)?)?;
     let mut line = String::new();
     BufReader::new(stream).read_line(&mut line)?;

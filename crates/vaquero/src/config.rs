@@ -176,7 +176,10 @@ pub(crate) struct Config {
 
 impl std::fmt::Debug for Config {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Config").field("listen", &self.listen).field("data_dir", &self.data_dir).finish_non_exhaustive()
+        f.debug_struct("Config")
+            .field("listen", &self.listen)
+            .field("data_dir", &self.data_dir)
+            .finish_non_exhaustive()
     }
 }
 
@@ -216,17 +219,21 @@ impl Config {
     /// Reads all sources and checks the whole.
     pub(crate) fn load(args: &ServeArgs) -> anyhow::Result<Self> {
         let mut figment = Figment::from(Serialized::defaults(Self::default()));
-        let file = args.config.clone().or_else(|| std::env::var_os("VAQUERO_CONFIG").map(PathBuf::from));
+        let file =
+            args.config.clone().or_else(|| std::env::var_os("VAQUERO_CONFIG").map(PathBuf::from));
         match &file {
-            Some(file) if !file.is_file() => bail!("the configuration file {} does not exist", file.display()),
+            Some(file) if !file.is_file() => {
+                bail!("the configuration file {} does not exist", file.display())
+            }
             Some(file) => figment = figment.merge(Toml::file_exact(file)),
             None if Path::new("vaquero.toml").is_file() => {
                 figment = figment.merge(Toml::file_exact("vaquero.toml"));
             }
             None => {}
         }
-        let variables = Env::prefixed("VAQUERO_")
-            .filter(|name| !NOT_SETTINGS.iter().any(|other| name.as_str().eq_ignore_ascii_case(other)));
+        let variables = Env::prefixed("VAQUERO_").filter(|name| {
+            !NOT_SETTINGS.iter().any(|other| name.as_str().eq_ignore_ascii_case(other))
+        });
         figment = figment.merge(variables);
         figment = figment.merge(FromFlags(args.clone()));
         let config: Self = figment.extract().map_err(|error| describe(&error))?;
@@ -240,11 +247,16 @@ impl Config {
             (&self.egress_allow_private, "--egress-allow-private"),
         ] {
             if setting.is_some() {
-                bail!("{flag} is for a later release of Vaquero; this one does not have it yet. Leave it out");
+                bail!(
+                    "{flag} is for a later release of Vaquero; this one does not have it yet. Leave it out"
+                );
             }
         }
         if Rates::preset(&self.rate_limits).is_none() {
-            bail!("rate_limits: `{}` is not a preset; use `off`, `hosted` or `hosted-early`", self.rate_limits);
+            bail!(
+                "rate_limits: `{}` is not a preset; use `off`, `hosted` or `hosted-early`",
+                self.rate_limits
+            );
         }
         let positive = [
             ("turns", self.turns as u64),
@@ -258,7 +270,8 @@ impl Config {
             bail!("{name}: must be at least 1");
         }
         if self.anthropic_api_key.is_none() {
-            self.anthropic_api_key = std::env::var("ANTHROPIC_API_KEY").ok().filter(|key| !key.is_empty());
+            self.anthropic_api_key =
+                std::env::var("ANTHROPIC_API_KEY").ok().filter(|key| !key.is_empty());
         }
         Ok(self)
     }

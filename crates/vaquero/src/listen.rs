@@ -13,7 +13,12 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 const HEAD: Duration = Duration::from_secs(60);
 
 /// Serves until `stop`, then waits for requests under way (at most `grace`).
-pub(crate) async fn serve(listener: TcpListener, router: Router, stop: CancellationToken, grace: Duration) {
+pub(crate) async fn serve(
+    listener: TcpListener,
+    router: Router,
+    stop: CancellationToken,
+    grace: Duration,
+) {
     let connections = TaskTracker::new();
     loop {
         let accepted = tokio::select! {

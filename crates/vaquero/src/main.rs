@@ -47,7 +47,7 @@ fn main() -> ExitCode {
         Command::Key(args) => commands::key::run(&args),
         Command::Doctor(args) => commands::doctor::run(&args),
         Command::ScriptedModel(args) => commands::scripted_model::run(&args),
-        Command::Launcher { args } => return code(vaquero_sandbox::launcher_main(args.into_iter())),
+        Command::Launcher { args } => return code(vaquero_sandbox::launcher_main(args)),
         Command::Hand(args) => return code(commands::hand::run(&args)),
     };
     match outcome {

@@ -16,9 +16,7 @@ use tokio::{net::TcpListener, sync::mpsc::unbounded_channel, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 use vaquero_api::{App, ModelList, Parts, Rates, Settings, keys};
 use vaquero_model::{Anthropic, AnthropicConfig, ModelProvider, Unconfigured};
-use vaquero_sandbox::{
-    ComputeProvider, LimitsMode, LocalConfig, LocalProvider, UnsafeHost,
-};
+use vaquero_sandbox::{ComputeProvider, LimitsMode, LocalConfig, LocalProvider, UnsafeHost};
 use vaquero_store::{LocalLive, SharedStore};
 use vaquero_store_sqlite::SqliteStore;
 use vaquero_types::{RandomIds, SystemClock, WorkspaceId};
@@ -50,14 +48,17 @@ fn metrics() -> anyhow::Result<PrometheusHandle> {
     if let Some(handle) = METRICS.get() {
         return Ok(handle.clone());
     }
-    let handle = PrometheusBuilder::new().install_recorder().context("metrics cannot be collected")?;
+    let handle =
+        PrometheusBuilder::new().install_recorder().context("metrics cannot be collected")?;
     Ok(METRICS.get_or_init(|| handle).clone())
 }
 
 /// The upstream model, or what stands in while there is none.
 pub(crate) fn upstream(config: &Config) -> anyhow::Result<Arc<dyn ModelProvider>> {
     let Some(key) = &config.anthropic_api_key else {
-        tracing::warn!("no upstream model: set VAQUERO_ANTHROPIC_API_KEY (or ANTHROPIC_API_KEY); until then every turn ends with an error that says so");
+        tracing::warn!(
+            "no upstream model: set VAQUERO_ANTHROPIC_API_KEY (or ANTHROPIC_API_KEY); until then every turn ends with an error that says so"
+        );
         return Ok(Arc::new(Unconfigured));
     };
     let provider = Anthropic::new(AnthropicConfig {
@@ -79,7 +80,9 @@ async fn compute(config: &Config) -> anyhow::Result<Arc<dyn ComputeProvider>> {
     match config.sandbox {
         SandboxChoice::Local => Ok(Arc::new(LocalProvider::start(local).await?)),
         SandboxChoice::UnsafeHost => {
-            tracing::warn!("--sandbox=unsafe-host: THE MODEL'S COMMANDS RUN ON THIS HOST WITH THE SERVER'S RIGHTS. Nothing isolates them.");
+            tracing::warn!(
+                "--sandbox=unsafe-host: THE MODEL'S COMMANDS RUN ON THIS HOST WITH THE SERVER'S RIGHTS. Nothing isolates them."
+            );
             Ok(Arc::new(UnsafeHost::start(local).await?))
         }
     }
@@ -132,19 +135,40 @@ impl Server {
             .with_context(|| format!("cannot listen on {} (listen)", config.listen))?;
         let address = listener.local_addr()?;
         let mut tasks = JoinSet::new();
-        tasks.spawn(listen::serve(listener, vaquero_api::router(app.clone()), drain.clone(), GRACE));
+        tasks.spawn(listen::serve(
+            listener,
+            vaquero_api::router(app.clone()),
+            drain.clone(),
+            GRACE,
+        ));
         tasks.spawn(admin::serve(config.data_dir.clone(), app.clone(), drain.clone()));
         let mut worker = JoinSet::new();
         worker.spawn(Worker::new(world, worker_config).run(stop_worker.clone(), ended_inbox));
-        Ok(Self { address, new_key, compute, app, store, drain, stop_worker, tasks, worker, linger })
+        Ok(Self {
+            address,
+            new_key,
+            compute,
+            app,
+            store,
+            drain,
+            stop_worker,
+            tasks,
+            worker,
+            linger,
+        })
     }
 
     /// Stops: turns are handed over, streams end, requests finish, sandboxes are let go, the store is closed.
     pub(crate) async fn stop(mut self) {
         self.drain.cancel();
         self.stop_worker.cancel();
-        if tokio::time::timeout(GRACE, async { while self.worker.join_next().await.is_some() {} }).await.is_err() {
-            tracing::warn!("some turns did not stop in time; they go on from the log at the next start");
+        if tokio::time::timeout(GRACE, async { while self.worker.join_next().await.is_some() {} })
+            .await
+            .is_err()
+        {
+            tracing::warn!(
+                "some turns did not stop in time; they go on from the log at the next start"
+            );
         }
         if tokio::time::timeout(GRACE, self.app.streams_ended()).await.is_err() {
             tracing::warn!("some streams did not end in time");
@@ -156,9 +180,14 @@ impl Server {
 }
 
 /// Accepts the configured key; without one, and without any key yet, makes one.
-async fn first_key(config: &Config, store: &dyn vaquero_store::Store) -> anyhow::Result<Option<String>> {
+async fn first_key(
+    config: &Config,
+    store: &dyn vaquero_store::Store,
+) -> anyhow::Result<Option<String>> {
     if let Some(key) = &config.api_key {
-        keys::accept(store, &SystemClock, &RandomIds, key).await.context("VAQUERO_API_KEY cannot be used")?;
+        keys::accept(store, &SystemClock, &RandomIds, key)
+            .await
+            .context("VAQUERO_API_KEY cannot be used")?;
         return Ok(None);
     }
     if !keys::list(store).await?.is_empty() {

@@ -1,5 +1,7 @@
 //! The real process, killed: the next one goes on from the log, loses nothing and does nothing twice.
 
+#![expect(clippy::panic_in_result_fn, reason = "assertions are what a test is for")]
+
 use serde_json::Value;
 use std::collections::BTreeMap;
 use vaquero_testkit::{Model, Server, eventually, of_type, text_of};
@@ -17,7 +19,11 @@ fn check(events: &[Value]) {
         *results.entry(result["tool_use_id"].as_str().expect("an id")).or_default() += 1;
     }
     for call in of_type(events, "agent.tool_use") {
-        assert_eq!(results.remove(call["id"].as_str().expect("an id")), Some(1), "settled exactly once: {events:#?}");
+        assert_eq!(
+            results.remove(call["id"].as_str().expect("an id")),
+            Some(1),
+            "settled exactly once: {events:#?}"
+        );
     }
     assert!(results.is_empty(), "results without calls: {results:?}");
     let starts = of_type(events, "span.model_request_start").len();
@@ -30,7 +36,8 @@ fn check(events: &[Value]) {
     let mut ids: Vec<&str> = events.iter().filter_map(|event| event["id"].as_str()).collect();
     ids.sort_unstable();
     assert!(ids.windows(2).all(|pair| pair[0] != pair[1]), "no event twice");
-    let times: Vec<&str> = events.iter().filter_map(|event| event["processed_at"].as_str()).collect();
+    let times: Vec<&str> =
+        events.iter().filter_map(|event| event["processed_at"].as_str()).collect();
     assert!(times.windows(2).all(|pair| pair[0] < pair[1]), "processed in order");
 }
 
@@ -49,7 +56,8 @@ async fn a_kill_at_every_named_point_is_survived() -> anyhow::Result<()> {
         server.start().await?;
         let events = server.client().idle(&session).await?;
         check(&events);
-        let messages: Vec<String> = of_type(&events, "agent.message").into_iter().map(text_of).collect();
+        let messages: Vec<String> =
+            of_type(&events, "agent.message").into_iter().map(text_of).collect();
         assert_eq!(messages, ["first", "last"], "killed at {point}: {events:#?}");
         let results = of_type(&events, "agent.tool_result");
         let result = text_of(results[0]);
@@ -57,7 +65,10 @@ async fn a_kill_at_every_named_point_is_survived() -> anyhow::Result<()> {
             // The generation is durable and its sandbox was never made: nobody can know that nothing ran in it.
             assert!(result.contains("is unknown"), "killed at {point}: {result}");
         } else {
-            assert_eq!(result, "1\n", "killed at {point}: the command ran once and its result was kept");
+            assert_eq!(
+                result, "1\n",
+                "killed at {point}: the command ran once and its result was kept"
+            );
         }
         assert_eq!(of_type(&events, "user.message").len(), 1);
     }

@@ -8,9 +8,7 @@ use vaquero_core::{
     Message, Role, tools,
     turn::{Answer, AnswerBlock, Ending, Failure, FailureKind},
 };
-use vaquero_model::{
-    BlockKind, ModelError, ModelEvent, ModelRequest, StopReason, ToolDef,
-};
+use vaquero_model::{BlockKind, ModelError, ModelEvent, ModelRequest, StopReason, ToolDef};
 use vaquero_store::Delta;
 use vaquero_types::{
     EventId, SessionId, ThreadId,
@@ -30,7 +28,11 @@ pub(crate) struct Ask {
 }
 
 /// The request for a context.
-pub(crate) fn request(agent: &SessionAgent, messages: Vec<Message>, max_tokens: u32) -> ModelRequest {
+pub(crate) fn request(
+    agent: &SessionAgent,
+    messages: Vec<Message>,
+    max_tokens: u32,
+) -> ModelRequest {
     let messages = messages
         .into_iter()
         .map(|message| vaquero_model::Message {
@@ -107,7 +109,9 @@ impl Ask {
                 ModelEvent::Done { stop, usage, speed } => {
                     sheet.usage = usage;
                     if stop == StopReason::ContextWindowExceeded && sheet.blocks.is_empty() {
-                        return Err(ModelError::ContextTooLong("the model's window is full".to_owned()));
+                        return Err(ModelError::ContextTooLong(
+                            "the model's window is full".to_owned(),
+                        ));
                     }
                     return Ok((ending(stop), speed));
                 }
@@ -195,7 +199,9 @@ fn failure(error: ModelError) -> Failure {
     let asked = |retry_after: Option<Duration>| retry_after;
     let (kind, retry_after) = match error {
         ModelError::Overloaded { retry_after, .. } => (FailureKind::Overloaded, asked(retry_after)),
-        ModelError::RateLimited { retry_after, .. } => (FailureKind::RateLimited, asked(retry_after)),
+        ModelError::RateLimited { retry_after, .. } => {
+            (FailureKind::RateLimited, asked(retry_after))
+        }
         ModelError::Failed(_) => (FailureKind::Failed, None),
         ModelError::Invalid(_) => (FailureKind::Invalid, None),
         ModelError::ContextTooLong(_) => (FailureKind::ContextTooLong, None),

@@ -37,7 +37,11 @@ pub fn point(name: &str) {
     let armed = ARMED.get_or_init(|| {
         let value = std::env::var(VARIABLE).ok()?;
         let (name, passes) = value.split_once(':').unwrap_or((&value, "1"));
-        Some(Armed { name: name.to_owned(), passes: passes.parse().unwrap_or(1), seen: AtomicU32::new(0) })
+        Some(Armed {
+            name: name.to_owned(),
+            passes: passes.parse().unwrap_or(1),
+            seen: AtomicU32::new(0),
+        })
     });
     if let Some(armed) = armed
         && armed.name == name

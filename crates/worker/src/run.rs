@@ -128,8 +128,13 @@ async fn reap(
             let keep: BTreeSet<String> = ids.iter().map(|id| id.as_str().to_owned()).collect();
             match world.compute.reap(&keep).await {
                 Ok(0) => {}
-                Ok(count) => tracing::info!(count, "removed sandboxes and workspaces of sessions that are gone"),
-                Err(error) => tracing::warn!(%error, "cannot remove what is left of deleted sessions"),
+                Ok(count) => tracing::info!(
+                    count,
+                    "removed sandboxes and workspaces of sessions that are gone"
+                ),
+                Err(error) => {
+                    tracing::warn!(%error, "cannot remove what is left of deleted sessions")
+                }
             }
         }
         Err(error) => tracing::warn!(%error, "cannot list sessions; nothing is reaped"),

@@ -62,12 +62,7 @@ struct Run {
 }
 
 impl Turn {
-    pub(crate) fn new(
-        world: World,
-        config: Config,
-        lease: Lease,
-        stop: CancellationToken,
-    ) -> Self {
+    pub(crate) fn new(world: World, config: Config, lease: Lease, stop: CancellationToken) -> Self {
         Self { world, config, lease, stop }
     }
 

@@ -8,26 +8,29 @@ use crate::{
     reject::Result,
 };
 use axum::{extract::State, response::Response};
-use std::sync::Arc;
 use serde_json::json;
+use std::sync::Arc;
 use vaquero_store::{Expect, Write};
 
 /// Sessions that run in it go on: they keep what they took from it.
-pub(crate) async fn handler(State(app): State<App>, ids: PathIds, posted: Posted) -> Result<Response> {
-    app.change(posted, ids, decide)
-    .await
+pub(crate) async fn handler(
+    State(app): State<App>,
+    ids: PathIds,
+    posted: Posted,
+) -> Result<Response> {
+    app.change(posted, ids, decide).await
 }
 
 async fn decide(app: App, posted: Arc<Posted>, ids: PathIds) -> Result<Outcome> {
-        let workspace = &posted.caller.workspace;
-        let (document, environment) =
-            environments::find(&app, workspace, ids.get("environment_id")).await?;
-        let write = Write::DeleteDocument {
-            workspace: workspace.clone(),
-            kind: environments::KIND.to_owned(),
-            id: document.id,
-            expect: Expect::Revision(document.revision),
-        };
-        let body = json!({ "id": environment.id, "type": "environment_deleted" });
-        Ok(Outcome::new(vec![write], body))
-    }
+    let workspace = &posted.caller.workspace;
+    let (document, environment) =
+        environments::find(&app, workspace, ids.get("environment_id")).await?;
+    let write = Write::DeleteDocument {
+        workspace: workspace.clone(),
+        kind: environments::KIND.to_owned(),
+        id: document.id,
+        expect: Expect::Revision(document.revision),
+    };
+    let body = json!({ "id": environment.id, "type": "environment_deleted" });
+    Ok(Outcome::new(vec![write], body))
+}

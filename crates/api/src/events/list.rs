@@ -91,7 +91,10 @@ pub(crate) async fn show(app: &App, wanted: Wanted) -> Result<Response> {
         cursor::encode(&list, &Place { cursor, descending, at })
     });
     let next = serde_json::to_string(&next).map_err(|_| {
-        Reject(vaquero_types::ApiError::new(vaquero_types::ErrorCode::Internal, "internal server error"))
+        Reject(vaquero_types::ApiError::new(
+            vaquero_types::ErrorCode::Internal,
+            "internal server error",
+        ))
     })?;
     let events: Vec<String> = page.records.iter().map(vaquero_store::Record::render).collect();
     let body = format!("{{\"data\":[{}],\"next_page\":{next}}}", events.join(","));

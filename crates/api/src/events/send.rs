@@ -8,8 +8,8 @@ use crate::{
     sessions,
 };
 use axum::{extract::State, response::Response};
-use std::sync::Arc;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use vaquero_core::admission::{self, Past};
 use vaquero_store::SessionRow;
 use vaquero_types::{ApiError, EventId, event::ClientEvent};
@@ -17,13 +17,20 @@ use vaquero_types::{ApiError, EventId, event::ClientEvent};
 /// Most events in one request.
 const MOST: usize = 1_000;
 
-pub(crate) async fn handler(State(app): State<App>, ids: PathIds, posted: Posted) -> Result<Response> {
-    app.change(posted, ids, decide)
-    .await
+pub(crate) async fn handler(
+    State(app): State<App>,
+    ids: PathIds,
+    posted: Posted,
+) -> Result<Response> {
+    app.change(posted, ids, decide).await
 }
 
 /// The logged events of calls that are answered but do not wait.
-async fn past(app: &App, row: &SessionRow, events: &[ClientEvent]) -> Result<BTreeMap<EventId, Past>> {
+async fn past(
+    app: &App,
+    row: &SessionRow,
+    events: &[ClientEvent],
+) -> Result<BTreeMap<EventId, Past>> {
     let mut past = BTreeMap::new();
     for call in events.iter().filter_map(ClientEvent::answers) {
         if row.gate.find(call).is_none()
@@ -44,12 +51,11 @@ async fn decide(app: App, posted: Arc<Posted>, ids: PathIds) -> Result<Outcome> 
     if events.is_empty() {
         return Err(ApiError::invalid("events: at least one event is required").into());
     }
-        let workspace = &posted.caller.workspace;
-        let (row, body) = sessions::find(&app, workspace, ids.get("session_id")).await?;
-        let past = past(&app, &row, &events).await?;
-        let standing = sessions::standing(&row, &body);
-        let admitted =
-            admission::admit(&standing, &events, &past, app.now(), app.parts.ids.as_ref())?;
-        let reply = Reply::Events(row.id.clone(), admitted.ids.clone());
-        Ok(Outcome { writes: vec![sessions::append(&row, admitted)], reply, duplicate: None })
-    }
+    let workspace = &posted.caller.workspace;
+    let (row, body) = sessions::find(&app, workspace, ids.get("session_id")).await?;
+    let past = past(&app, &row, &events).await?;
+    let standing = sessions::standing(&row, &body);
+    let admitted = admission::admit(&standing, &events, &past, app.now(), app.parts.ids.as_ref())?;
+    let reply = Reply::Events(row.id.clone(), admitted.ids.clone());
+    Ok(Outcome { writes: vec![sessions::append(&row, admitted)], reply, duplicate: None })
+}

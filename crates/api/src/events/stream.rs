@@ -3,14 +3,7 @@
 mod frames;
 mod previews;
 
-use crate::{
-    app::App,
-    auth::Caller,
-    body::PathIds,
-    query::Query,
-    reject::Result,
-    sessions,
-};
+use crate::{app::App, auth::Caller, body::PathIds, query::Query, reject::Result, sessions};
 use axum::{
     body::Body,
     extract::State,
@@ -79,7 +72,8 @@ fn resume_from(headers: &HeaderMap, head: Seq) -> Result<Option<Seq>> {
     match text.parse::<Seq>() {
         Ok(seq) if seq <= head => Ok(Some(seq)),
         _ => {
-            let message = "last-event-id: this is not the id of an event frame of this session's stream";
+            let message =
+                "last-event-id: this is not the id of an event frame of this session's stream";
             Err(ApiError::invalid(message).into())
         }
     }
@@ -176,7 +170,10 @@ impl Stream {
         }
     }
 
-    async fn preview(&mut self, delta: std::result::Result<Delta, RecvError>) -> std::result::Result<(), Ended> {
+    async fn preview(
+        &mut self,
+        delta: std::result::Result<Delta, RecvError>,
+    ) -> std::result::Result<(), Ended> {
         match delta {
             Ok(delta) => {
                 if let Some(frame) = self.previews.frame(&delta, self.thread.as_ref()) {
@@ -193,7 +190,9 @@ impl Stream {
     }
 }
 
-async fn next(deltas: &mut Option<broadcast::Receiver<Delta>>) -> std::result::Result<Delta, RecvError> {
+async fn next(
+    deltas: &mut Option<broadcast::Receiver<Delta>>,
+) -> std::result::Result<Delta, RecvError> {
     match deltas {
         Some(deltas) => deltas.recv().await,
         None => std::future::pending().await,

@@ -34,7 +34,11 @@ struct Draft {
     initial_events: Vec<ClientEvent>,
 }
 
-pub(crate) async fn handler(State(app): State<App>, ids: PathIds, posted: Posted) -> Result<Response> {
+pub(crate) async fn handler(
+    State(app): State<App>,
+    ids: PathIds,
+    posted: Posted,
+) -> Result<Response> {
     app.change(posted, ids, decide).await
 }
 
@@ -70,7 +74,9 @@ fn unavailable(body: &mut Fields, name: &str, what: &str) -> Result<()> {
     match body.take(name) {
         None => Ok(()),
         Some(Value::Array(items)) if items.is_empty() => Ok(()),
-        Some(_) => Err(body.invalid(name, format!("{what} not available on this server yet")).into()),
+        Some(_) => {
+            Err(body.invalid(name, format!("{what} not available on this server yet")).into())
+        }
     }
 }
 
@@ -219,7 +225,8 @@ fn apply_overrides(fields: &mut Fields, agent: &mut SessionAgent) -> Result<()> 
     match fields.patch("model") {
         Patch::Absent => {}
         Patch::Null => {
-            let refusal = fields.invalid("model", "a session needs a model; omit the field to keep the agent's");
+            let refusal = fields
+                .invalid("model", "a session needs a model; omit the field to keep the agent's");
             return Err(refusal.with_error_code("agent_model_required").into());
         }
         Patch::Set(value) => agent.model = agent::decode_model(value, &fields.at("model"), None)?,

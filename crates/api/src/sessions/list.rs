@@ -23,7 +23,9 @@ pub(crate) async fn handler(
     let agent = query.one("agent_id")?.map(AgentId::from_wire);
     let agent_version = query.number("agent_version")?;
     if agent_version.is_some() && agent.is_none() {
-        return Err(ApiError::invalid("agent_version: may only be given together with agent_id").into());
+        return Err(
+            ApiError::invalid("agent_version: may only be given together with agent_id").into()
+        );
     }
     let of_nobody = query.one("deployment_id")?.is_some() | query.one("memory_store_id")?.is_some();
     let statuses = statuses(&query.many("statuses"))?;
@@ -33,7 +35,8 @@ pub(crate) async fn handler(
     let limit = query.limit(20, 100)?;
     let page = query.one("page")?;
     query.finish()?;
-    let place: Option<Place> = page.as_deref().map(|text| cursor::decode(LIST, text)).transpose()?;
+    let place: Option<Place> =
+        page.as_deref().map(|text| cursor::decode(LIST, text)).transpose()?;
     if let Some(place) = &place {
         cursor::same_order(place.descending, order)?;
         bounds.admit(place.key().0)?;
@@ -57,7 +60,9 @@ pub(crate) async fn handler(
             until: bounds.until,
             include_archived,
             order: if back { reversed } else { order },
-            cursor: place.as_ref().map(|place| (place.key().0, SessionId::from_wire(place.id.clone()))),
+            cursor: place
+                .as_ref()
+                .map(|place| (place.key().0, SessionId::from_wire(place.id.clone()))),
             limit,
         })
         .await?;
@@ -77,7 +82,8 @@ pub(crate) async fn handler(
         })
     };
     let next = mark(rows.last(), false).filter(|_| found.more || back);
-    let previous = mark(rows.first(), true).filter(|_| if back { found.more } else { place.is_some() });
+    let previous =
+        mark(rows.first(), true).filter(|_| if back { found.more } else { place.is_some() });
     let now = app.now();
     let data = rows
         .iter()

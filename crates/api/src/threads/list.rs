@@ -24,7 +24,8 @@ pub(crate) async fn handler(
     query.finish()?;
     let (row, body) = sessions::find(&app, &caller.workspace, ids.get("session_id")).await?;
     let list = format!("/v1/sessions/{}/threads", row.id);
-    let place: Option<Place> = page.as_deref().map(|text| cursor::decode(&list, text)).transpose()?;
+    let place: Option<Place> =
+        page.as_deref().map(|text| cursor::decode(&list, text)).transpose()?;
     let found = app.parts.store.threads(&row.id).await?;
     let after = match &place {
         None => 0,

@@ -119,7 +119,8 @@ impl Machine {
         let assistant = Transcript::Assistant { content, calls, window_tokens, goes_on };
         batch.records.push(assistant.record(desk.event_id(), &thread));
         for call in refused {
-            let reason = format!("There is no tool `{}`, or it is not enabled for this agent.", call.name);
+            let reason =
+                format!("There is no tool `{}`, or it is not enabled for this agent.", call.name);
             self.settle(batch, &call, &[server::text_block(&reason)], true, desk);
         }
         if let Some(call) = cut_off.filter(|call| call.evaluation != Evaluation::Refused) {

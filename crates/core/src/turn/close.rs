@@ -126,7 +126,8 @@ impl Machine {
     }
 
     fn abandon_unless_done(&self, batch: &mut Batch, desk: &mut Desk<'_>) {
-        let ended = batch.records.iter().any(|record| record.event_type == "span.model_request_end");
+        let ended =
+            batch.records.iter().any(|record| record.event_type == "span.model_request_end");
         if !ended {
             self.abandon(batch, INTERRUPTED, desk);
         }

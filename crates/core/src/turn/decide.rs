@@ -114,7 +114,10 @@ impl Machine {
             let message = format!("the turn made more than {} tool calls", limits.tool_calls);
             return Some((SessionErrorKind::ToolUseLimitReached, message));
         }
-        if progress.model_calls >= limits.model_calls && self.flight.model.is_none() && self.state.owed {
+        if progress.model_calls >= limits.model_calls
+            && self.flight.model.is_none()
+            && self.state.owed
+        {
             let message = format!("the turn made {} model requests", limits.model_calls);
             return Some((SessionErrorKind::ToolUseLimitReached, message));
         }
@@ -150,7 +153,13 @@ impl Machine {
         for call in &self.state.calls {
             match (&call.reply, call.record.evaluation) {
                 (Some(Reply::Result { content, is_error }), Evaluation::Custom) => {
-                    self.settle_privately(&mut batch, &call.record, content.clone(), *is_error, desk);
+                    self.settle_privately(
+                        &mut batch,
+                        &call.record,
+                        content.clone(),
+                        *is_error,
+                        desk,
+                    );
                 }
                 (Some(Reply::Deny { message }), _) => {
                     let text = denial(&call.record.name, message.as_deref());

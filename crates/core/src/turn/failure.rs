@@ -86,13 +86,7 @@ impl Machine {
         self.append(batch)
     }
 
-    fn reschedule(
-        &self,
-        batch: &mut Batch,
-        failure: &Failure,
-        attempt: u32,
-        desk: &mut Desk<'_>,
-    ) {
+    fn reschedule(&self, batch: &mut Batch, failure: &Failure, attempt: u32, desk: &mut Desk<'_>) {
         let (thread, name) = (self.facts.thread.clone(), &self.facts.agent.name);
         let at = self.retry_at(attempt, failure.retry_after, desk);
         let kind = failure.kind.error_kind();

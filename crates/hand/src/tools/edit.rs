@@ -25,13 +25,17 @@ pub(super) fn run(places: &Places, input: &Value) -> Said {
     if content.len() as u64 > MAX {
         return Err(format!("{} exceeds the {MAX}-byte limit", path.display()));
     }
-    let content = String::from_utf8(content).map_err(|_| format!("{} is not valid UTF-8 text", path.display()))?;
+    let content = String::from_utf8(content)
+        .map_err(|_| format!("{} is not valid UTF-8 text", path.display()))?;
     let count = content.matches(old).count();
     if count == 0 {
         return Err(format!("old_string not found in {}", path.display()));
     }
     if count > 1 && !replace_all {
-        return Err(format!("old_string appears {count} times in {} (must be unique)", path.display()));
+        return Err(format!(
+            "old_string appears {count} times in {} (must be unique)",
+            path.display()
+        ));
     }
     replace(&path, content.replace(old, new).as_bytes()).map_err(|error| reason(&path, &error))?;
     Ok(ToolResult::text(format!("edited {} ({count} replacement(s))", path.display())))

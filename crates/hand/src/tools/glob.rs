@@ -16,7 +16,8 @@ const SCANNED: usize = 50_000;
 
 pub(super) fn run(places: &Places, input: &Value) -> Said {
     let pattern = text(input, "pattern")?;
-    let root = if input["path"].is_null() { places.workdir.clone() } else { path(places, input, "path")? };
+    let root =
+        if input["path"].is_null() { places.workdir.clone() } else { path(places, input, "path")? };
     if pattern.starts_with('/') {
         return Err("pattern must be relative; give the directory as path".to_owned());
     }
@@ -44,8 +45,11 @@ pub(super) fn run(places: &Places, input: &Value) -> Said {
     if found.is_empty() {
         return Ok(ToolResult::text("no matches"));
     }
-    let paths: Vec<String> =
-        found.iter().take(SHOWN).map(|(_, path)| path.display().to_string().replace('\n', "\\n")).collect();
+    let paths: Vec<String> = found
+        .iter()
+        .take(SHOWN)
+        .map(|(_, path)| path.display().to_string().replace('\n', "\\n"))
+        .collect();
     Ok(ToolResult::text(paths.join("\n")))
 }
 

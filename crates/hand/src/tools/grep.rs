@@ -14,7 +14,8 @@ const LINE_MAX: usize = 2_000;
 
 pub(super) fn run(places: &Places, input: &Value) -> Said {
     let pattern = text(input, "pattern")?;
-    let root = if input["path"].is_null() { places.workdir.clone() } else { path(places, input, "path")? };
+    let root =
+        if input["path"].is_null() { places.workdir.clone() } else { path(places, input, "path")? };
     let matcher = RegexMatcherBuilder::new()
         .size_limit(10 << 20)
         .line_terminator(Some(b'\n'))
@@ -62,7 +63,11 @@ struct Lines {
 impl Sink for Lines {
     type Error = io::Error;
 
-    fn matched(&mut self, _searcher: &grep_searcher::Searcher, found: &SinkMatch<'_>) -> io::Result<bool> {
+    fn matched(
+        &mut self,
+        _searcher: &grep_searcher::Searcher,
+        found: &SinkMatch<'_>,
+    ) -> io::Result<bool> {
         let line = found.bytes();
         if line.len() > LINE_MAX {
             return Ok(true);

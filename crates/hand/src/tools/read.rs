@@ -19,7 +19,8 @@ const PDF_MAX: usize = 20 << 20;
 pub(super) fn run(places: &Places, input: &Value) -> Said {
     let path = path(places, input, "file_path")?;
     let range = range(input)?;
-    let extension = path.extension().and_then(|text| text.to_str()).unwrap_or_default().to_lowercase();
+    let extension =
+        path.extension().and_then(|text| text.to_str()).unwrap_or_default().to_lowercase();
     let media_type = match extension.as_str() {
         "png" => "image/png",
         "jpg" | "jpeg" => "image/jpeg",
@@ -62,7 +63,11 @@ fn binary(path: &Path, media_type: &str) -> Said {
     }
     let data = base64::engine::general_purpose::STANDARD.encode(data);
     let media_type = media_type.to_owned();
-    let block = if is_pdf { Block::Document { media_type, data } } else { Block::Image { media_type, data } };
+    let block = if is_pdf {
+        Block::Document { media_type, data }
+    } else {
+        Block::Image { media_type, data }
+    };
     Ok(ToolResult { content: vec![block], is_error: false })
 }
 
@@ -78,14 +83,17 @@ fn text(path: &Path, range: Option<(u64, Option<u64>)>) -> Said {
                     path.display()
                 ));
             }
-            file.take(TEXT_MAX as u64 + 1).read_to_end(&mut bytes).map_err(|error| reason(path, &error))?;
+            file.take(TEXT_MAX as u64 + 1)
+                .read_to_end(&mut bytes)
+                .map_err(|error| reason(path, &error))?;
         }
         Some((start, end)) => {
             let mut lines = BufReader::with_capacity(64 << 10, file);
             let mut number = 1;
             while end.is_none_or(|end| number <= end) {
                 let wanted = number >= start;
-                let count = line(&mut lines, wanted.then_some(&mut bytes)).map_err(|error| reason(path, &error))?;
+                let count = line(&mut lines, wanted.then_some(&mut bytes))
+                    .map_err(|error| reason(path, &error))?;
                 if count == 0 {
                     break;
                 }
@@ -98,11 +106,16 @@ fn text(path: &Path, range: Option<(u64, Option<u64>)>) -> Said {
                 number += 1;
             }
             if bytes.is_empty() && start > 1 && number <= start {
-                return Err(format!("{} has {} lines; view_range starts after its end", path.display(), number - 1));
+                return Err(format!(
+                    "{} has {} lines; view_range starts after its end",
+                    path.display(),
+                    number - 1
+                ));
             }
         }
     }
-    let text = String::from_utf8(bytes).map_err(|_| format!("{} is not valid UTF-8 text", path.display()))?;
+    let text = String::from_utf8(bytes)
+        .map_err(|_| format!("{} is not valid UTF-8 text", path.display()))?;
     Ok(ToolResult::text(text))
 }
 

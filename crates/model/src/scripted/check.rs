@@ -28,7 +28,10 @@ fn bare(value: &Value) -> Value {
 }
 
 /// The first thing wrong with a request, if anything is. `histories` holds the digests of every conversation's blocks so far.
-pub(super) fn violation(request: &Value, histories: &mut HashMap<u64, Vec<Vec<u64>>>) -> Option<String> {
+pub(super) fn violation(
+    request: &Value,
+    histories: &mut HashMap<u64, Vec<Vec<u64>>>,
+) -> Option<String> {
     let Some(messages) = request["messages"].as_array().filter(|list| !list.is_empty()) else {
         return Some("messages: at least one is required".to_owned());
     };
@@ -69,7 +72,9 @@ pub(super) fn violation(request: &Value, histories: &mut HashMap<u64, Vec<Vec<u6
                 Some("tool_result") => {
                     let id = text("tool_use_id");
                     if !pending.contains(&id) || !settled.insert(id.clone()) {
-                        return Some(format!("{at}: tool_result {id} answers no tool_use of the message before, or answers it twice"));
+                        return Some(format!(
+                            "{at}: tool_result {id} answers no tool_use of the message before, or answers it twice"
+                        ));
                     }
                 }
                 _ => {}
@@ -107,7 +112,9 @@ fn history(
         .collect();
     let key = blocks[0] ^ hash(&request["system"]);
     let compacts = messages.last().is_some_and(|last| {
-        last["content"].to_string().contains("The conversation is about to outgrow the context window")
+        last["content"]
+            .to_string()
+            .contains("The conversation is about to outgrow the context window")
     });
     if compacts {
         return None;

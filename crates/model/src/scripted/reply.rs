@@ -28,7 +28,7 @@ pub(super) fn respond(request: &Value, plan: Plan, cut: bool) -> Response {
         }))
         .into_response();
     }
-    let mut started = counts.clone();
+    let mut started = counts;
     started["output_tokens"] = json!(1);
     let start = json!({ "type": "message_start", "message": {
         "id": id, "type": "message", "role": "assistant", "model": request["model"], "content": [],
@@ -48,13 +48,14 @@ pub(super) fn respond(request: &Value, plan: Plan, cut: bool) -> Response {
     let (delay, slow) = (plan.delay_ms, plan.slow_ms);
     let paced = delay > 0 || slow > 0;
     let body = if paced || cut {
-        let frames = stream::iter(frames.into_iter().enumerate()).then(move |(index, frame)| async move {
-            let pause = if index == 0 { delay } else { slow };
-            if pause > 0 {
-                tokio::time::sleep(Duration::from_millis(pause)).await;
-            }
-            Ok::<Bytes, std::io::Error>(frame)
-        });
+        let frames =
+            stream::iter(frames.into_iter().enumerate()).then(move |(index, frame)| async move {
+                let pause = if index == 0 { delay } else { slow };
+                if pause > 0 {
+                    tokio::time::sleep(Duration::from_millis(pause)).await;
+                }
+                Ok::<Bytes, std::io::Error>(frame)
+            });
         if cut {
             let broken = stream::iter([Err(std::io::Error::other("cut by the script"))]);
             Body::from_stream(frames.chain(broken))
@@ -73,14 +74,19 @@ fn frame(event: &Value) -> Bytes {
 }
 
 fn block_frames(index: usize, block: &Value) -> Vec<Bytes> {
-    let delta = |delta: Value| frame(&json!({ "type": "content_block_delta", "index": index, "delta": delta }));
-    let start = |block: Value| frame(&json!({ "type": "content_block_start", "index": index, "content_block": block }));
+    let delta = |delta: Value| {
+        frame(&json!({ "type": "content_block_delta", "index": index, "delta": delta }))
+    };
+    let start = |block: Value| {
+        frame(&json!({ "type": "content_block_start", "index": index, "content_block": block }))
+    };
     let mut frames = Vec::new();
     match block["type"].as_str().unwrap_or_default() {
         "thinking" => {
             frames.push(start(json!({ "type": "thinking", "thinking": "", "signature": "" })));
             frames.push(delta(json!({ "type": "thinking_delta", "thinking": block["thinking"] })));
-            frames.push(delta(json!({ "type": "signature_delta", "signature": block["signature"] })));
+            frames
+                .push(delta(json!({ "type": "signature_delta", "signature": block["signature"] })));
         }
         "tool_use" => {
             let mut empty = block.clone();

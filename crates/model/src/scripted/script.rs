@@ -26,14 +26,17 @@ pub(super) struct Plan {
 pub(super) fn plan(request: &Value) -> Plan {
     let empty = Vec::new();
     let messages = request["messages"].as_array().unwrap_or(&empty);
-    let newest = messages.iter().rposition(|message| {
-        message["role"] == "user" && !user_text(message).is_empty()
-    });
+    let newest = messages
+        .iter()
+        .rposition(|message| message["role"] == "user" && !user_text(message).is_empty());
     let Some(newest) = newest else { return say("There is nothing to answer.") };
     let text = user_text(&messages[newest]);
-    let step = messages[newest + 1..].iter().filter(|message| message["role"] == "assistant").count();
+    let step =
+        messages[newest + 1..].iter().filter(|message| message["role"] == "assistant").count();
     if text.contains("Write a summary that lets you go on") {
-        return say("Summary by the scripted stand-in: the conversation so far was about a scripted task.");
+        return say(
+            "Summary by the scripted stand-in: the conversation so far was about a scripted task.",
+        );
     }
     if text.lines().any(|line| line.starts_with('!')) {
         return scripted(&text, step, newest);
@@ -87,7 +90,7 @@ fn scripted(text: &str, step: usize, turn: usize) -> Plan {
     plan
 }
 
-fn push_repeated<'a>(responses: &mut Vec<Vec<&'a str>>, repeat: &mut usize) {
+fn push_repeated(responses: &mut Vec<Vec<&str>>, repeat: &mut usize) {
     let last = responses.last().cloned().unwrap_or_default();
     for _ in 1..*repeat {
         responses.push(last.clone());
@@ -123,32 +126,39 @@ fn apply(plan: &mut Plan, word: &str, rest: &str, id: String) {
         "!refuse" => {
             plan.stop_reason = Some("refusal");
             let category = if rest.is_empty() { Value::Null } else { json!(rest.trim()) };
-            plan.stop_details =
-                json!({ "type": "refusal", "category": category, "explanation": "the script refused" });
+            plan.stop_details = json!({ "type": "refusal", "category": category, "explanation": "the script refused" });
         }
         "!usage" => {
-            let counts: Vec<u64> = rest.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+            let counts: Vec<u64> =
+                rest.split_whitespace().filter_map(|word| word.parse().ok()).collect();
             if let [input, output, read, write] = counts[..] {
                 plan.usage = Some([input, output, read, write]);
             }
         }
-        _ => plan.blocks.push(
-            json!({ "type": "text", "text": format!("The script has no word `{word}`.") }),
-        ),
+        _ => plan
+            .blocks
+            .push(json!({ "type": "text", "text": format!("The script has no word `{word}`.") })),
     }
 }
 
 fn fibonacci(request: &Value, messages: &[Value], step: usize) -> Plan {
-    let has_bash = request["tools"].as_array().into_iter().flatten().any(|tool| tool["name"] == "bash");
+    let has_bash =
+        request["tools"].as_array().into_iter().flatten().any(|tool| tool["name"] == "bash");
     if !has_bash {
-        return say("I would need the bash tool to write that file, and this agent does not have it.");
+        return say(
+            "I would need the bash tool to write that file, and this agent does not have it.",
+        );
     }
     if step == 0 {
         let command = "a=0; b=1\nfor i in $(seq 20); do echo $a; next=$((a + b)); a=$b; b=$next; done > fibonacci.txt\ncat fibonacci.txt";
         return Plan {
             blocks: vec![
                 json!({ "type": "text", "text": "I'll compute the numbers in the sandbox and write them to fibonacci.txt." }),
-                call(format!("toolu_fibonacci_{}", messages.len()), "bash", &json!({ "command": command })),
+                call(
+                    format!("toolu_fibonacci_{}", messages.len()),
+                    "bash",
+                    &json!({ "command": command }),
+                ),
             ],
             ..Plan::default()
         };
@@ -157,6 +167,8 @@ fn fibonacci(request: &Value, messages: &[Value], step: usize) -> Plan {
     if result.contains("4181") {
         say("Done: fibonacci.txt holds the first 20 Fibonacci numbers, from 0 to 4181.")
     } else {
-        say("The command did not print what I expected, so I cannot say that fibonacci.txt is right.")
+        say(
+            "The command did not print what I expected, so I cannot say that fibonacci.txt is right.",
+        )
     }
 }

@@ -21,24 +21,55 @@ fn hand() -> i32 {
         let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut c = rustix::net::RecvAncillaryBuffer::new(&mut space);
         let mut b = [0; 16];
-        rustix::event::poll(&mut [rustix::event::PollFd::new(&control, rustix::event::PollFlags::IN)], None).unwrap();
-        let got = rustix::net::recvmsg(&control, &mut [IoSliceMut::new(&mut b)], &mut c, rustix::net::RecvFlags::CMSG_CLOEXEC).unwrap();
-        if got.bytes == 0 { return 0; }
-        for m in c.drain() { if let rustix::net::RecvAncillaryMessage::ScmRights(fds) = m { for fd in fds {
-            let mut s = std::os::unix::net::UnixStream::from(fd);
-            std::thread::spawn(move || { while let Ok(Some(f)) = read_frame(&mut s) {
-                let r: Request = serde_json::from_slice(&f).unwrap();
-                let mut s2 = s.try_clone().unwrap();
-                std::thread::spawn(move || {
-                let reply = match r.op {
-                    Op::Hello {} => Reply::Hello { version: 1, generation, pid: 1 },
-                    Op::Run { input, .. } => { let o = std::process::Command::new("/bin/bash").arg("-c").arg(input["command"].as_str().unwrap()).output().unwrap();
-                        Reply::Run { result: ToolResult::text(String::from_utf8_lossy(&o.stdout).into_owned() + &String::from_utf8_lossy(&o.stderr)) } }
-                    _ => Reply::Ack {},
-                };
-                let f = encode(&Response { id: r.id, outcome: Outcome::Ok(reply) }).unwrap();
-                s2.write_all(&f).unwrap(); });
-            } });
-        } } }
+        rustix::event::poll(
+            &mut [rustix::event::PollFd::new(&control, rustix::event::PollFlags::IN)],
+            None,
+        )
+        .unwrap();
+        let got = rustix::net::recvmsg(
+            &control,
+            &mut [IoSliceMut::new(&mut b)],
+            &mut c,
+            rustix::net::RecvFlags::CMSG_CLOEXEC,
+        )
+        .unwrap();
+        if got.bytes == 0 {
+            return 0;
+        }
+        for m in c.drain() {
+            if let rustix::net::RecvAncillaryMessage::ScmRights(fds) = m {
+                for fd in fds {
+                    let mut s = std::os::unix::net::UnixStream::from(fd);
+                    std::thread::spawn(move || {
+                        while let Ok(Some(f)) = read_frame(&mut s) {
+                            let r: Request = serde_json::from_slice(&f).unwrap();
+                            let mut s2 = s.try_clone().unwrap();
+                            std::thread::spawn(move || {
+                                let reply = match r.op {
+                                    Op::Hello {} => Reply::Hello { version: 1, generation, pid: 1 },
+                                    Op::Run { input, .. } => {
+                                        let o = std::process::Command::new("/bin/bash")
+                                            .arg("-c")
+                                            .arg(input["command"].as_str().unwrap())
+                                            .output()
+                                            .unwrap();
+                                        Reply::Run {
+                                            result: ToolResult::text(
+                                                String::from_utf8_lossy(&o.stdout).into_owned()
+                                                    + &String::from_utf8_lossy(&o.stderr),
+                                            ),
+                                        }
+                                    }
+                                    _ => Reply::Ack {},
+                                };
+                                let f = encode(&Response { id: r.id, outcome: Outcome::Ok(reply) })
+                                    .unwrap();
+                                s2.write_all(&f).unwrap();
+                            });
+                        }
+                    });
+                }
+            }
+        }
     }
 }

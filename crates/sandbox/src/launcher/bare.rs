@@ -24,17 +24,18 @@ fn once(exe: &OwnedFd) -> Result<u64, Trouble> {
     let started = now();
     let (go, go_write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
         .map_err(|e| probe::explain("make a pipe", &e.into()))?;
-    let (pid, pidfd) =
-        match sys::clone_process(sys::NAMESPACES, None).map_err(|e| probe::explain("create namespaces", &e))? {
-            Cloned::Parent { pid, pidfd } => (pid, pidfd),
-            Cloned::Child => {
-                drop(go_write);
-                if fs::File::from(go).read_exact(&mut [0]).is_ok() {
-                    sys::exec_fd(exe.as_fd(), &[c"true"], &[]);
-                }
-                sys::exit_now(1)
+    let (pid, pidfd) = match sys::clone_process(sys::NAMESPACES, None)
+        .map_err(|e| probe::explain("create namespaces", &e))?
+    {
+        Cloned::Parent { pid, pidfd } => (pid, pidfd),
+        Cloned::Child => {
+            drop(go_write);
+            if fs::File::from(go).read_exact(&mut [0]).is_ok() {
+                sys::exec_fd(exe.as_fd(), &[c"true"], &[]);
             }
-        };
+            sys::exit_now(1)
+        }
+    };
     let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
     fs::write(format!("/proc/{pid}/setgroups"), "deny")
         .and_then(|()| fs::write(format!("/proc/{pid}/uid_map"), format!("0 {uid} 1")))

@@ -41,7 +41,9 @@ impl Cgroups {
         let name = format!("vaquero-{tag}");
         let opened = open_v2(&name).or_else(|v2| match open_v1(&name) {
             Ok(opened) => Ok(opened),
-            Err(v1) => Err(NoCgroups { what: format!("no usable cgroups (v2: {v2}; v1: {v1})"), fix: FIX }),
+            Err(v1) => {
+                Err(NoCgroups { what: format!("no usable cgroups (v2: {v2}; v1: {v1})"), fix: FIX })
+            }
         })?;
         opened.clear();
         Ok(opened)
@@ -104,7 +106,10 @@ impl Group {
         if self.by != Some(LimitsBy::V1) {
             return Ok(Vec::new());
         }
-        self.dirs.iter().map(|dir| fs::OpenOptions::new().write(true).open(dir.join("tasks"))).collect()
+        self.dirs
+            .iter()
+            .map(|dir| fs::OpenOptions::new().write(true).open(dir.join("tasks")))
+            .collect()
     }
 
     /// v2: the group to make a new process in.
@@ -133,8 +138,9 @@ impl Group {
 }
 
 fn write(file: &Path, value: &str) -> io::Result<()> {
-    fs::write(file, value)
-        .map_err(|e| io::Error::new(e.kind(), format!("write {value:?} to {}: {e}", file.display())))
+    fs::write(file, value).map_err(|e| {
+        io::Error::new(e.kind(), format!("write {value:?} to {}: {e}", file.display()))
+    })
 }
 
 fn limit_v2(dir: &Path, limits: &Limits) -> io::Result<()> {
@@ -275,15 +281,12 @@ fn writable(dir: &Path) -> bool {
 /// if they are the only ones there.
 fn vacate(own: &Path) -> Result<(), String> {
     let text = fs::read_to_string(own.join("cgroup.procs")).map_err(|e| e.to_string())?;
-    let ours: Vec<libc::pid_t> = [
-        Some(rustix::process::getpid()),
-        rustix::process::getppid(),
-    ]
-    .into_iter()
-    .flatten()
-    .map(rustix::process::Pid::as_raw_nonzero)
-    .map(std::num::NonZero::get)
-    .collect();
+    let ours: Vec<libc::pid_t> = [Some(rustix::process::getpid()), rustix::process::getppid()]
+        .into_iter()
+        .flatten()
+        .map(rustix::process::Pid::as_raw_nonzero)
+        .map(std::num::NonZero::get)
+        .collect();
     let there: Vec<libc::pid_t> = text.lines().filter_map(|l| l.parse().ok()).collect();
     if let Some(stranger) = there.iter().find(|pid| !ours.contains(pid)) {
         return Err(format!("process {stranger} shares {}", own.display()));
@@ -308,7 +311,8 @@ fn kill_all(dir: &Path) {
         return;
     }
     let text = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
-    for pid in text.lines().filter_map(|l| l.parse().ok()).filter_map(rustix::process::Pid::from_raw)
+    for pid in
+        text.lines().filter_map(|l| l.parse().ok()).filter_map(rustix::process::Pid::from_raw)
     {
         // One that is gone already is what we want.
         rustix::process::kill_process(pid, rustix::process::Signal::KILL).ok();
@@ -333,7 +337,8 @@ mod tests {
 
     #[test]
     fn mountinfo_lines_are_understood() {
-        let v1 = parse_mount("35 31 0:32 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory");
+        let v1 =
+            parse_mount("35 31 0:32 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory");
         let v1 = v1.unwrap();
         assert!(!v1.v2 && v1.options.contains("memory"));
         assert_eq!(own_dir(&v1, "/a/b"), PathBuf::from("/sys/fs/cgroup/memory/a/b"));

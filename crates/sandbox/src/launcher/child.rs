@@ -75,7 +75,8 @@ fn become_hand(plan: &mut Plan<'_>) -> Result<Infallible, Step> {
     let mut go = File::from(at("copy a descriptor", plan.go.try_clone())?);
     at("wait for the launcher", go.read_exact(&mut [0]))?;
     at("start a session", rustix::process::setsid())?;
-    let walls = std::mem::replace(&mut plan.walls, Walls::UnsafeHost { workspace: CString::default() });
+    let walls =
+        std::mem::replace(&mut plan.walls, Walls::UnsafeHost { workspace: CString::default() });
     let isolated = matches!(walls, Walls::Isolated { .. });
     match walls {
         Walls::Isolated { root, own_ids } => {
@@ -119,7 +120,8 @@ fn take_ids() -> Result<(), Step> {
 fn enter_cgroup_namespace() -> io::Result<()> {
     #[expect(unsafe_code, reason = "rustix keeps unshare unsafe for the sake of CLONE_FILES")]
     // SAFETY: only the cgroup namespace changes; no descriptor table or memory is unshared.
-    let unshared = unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWCGROUP) };
+    let unshared =
+        unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWCGROUP) };
     Ok(unshared?)
 }
 

@@ -12,7 +12,9 @@ use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal,
+};
 
 use super::cgroup::Group;
 use super::child::{self, CONTROL_FD, Plan, Walls};
@@ -106,11 +108,11 @@ impl Member {
 
     fn start_in(order: &Order<'_>, ready: &Ready, group: &Group) -> Result<Self, Trouble> {
         let failed = |what: &'static str| move |e: io::Error| probe::explain(what, &e);
-        let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(|e| probe::explain("make a pipe", &e.into()));
+        let pipe =
+            || pipe_with(PipeFlags::CLOEXEC).map_err(|e| probe::explain("make a pipe", &e.into()));
         let kind = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let (control, theirs) =
-            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, kind, None)
-                .map_err(|e| probe::explain("make a socket", &e.into()))?;
+        let (control, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, kind, None)
+            .map_err(|e| probe::explain("make a socket", &e.into()))?;
         let ((go, go_write), (starting, failure)) = (pipe()?, pipe()?);
         let plan = Plan {
             walls: walls(order, ready).map_err(failed("open the session's directories"))?,
@@ -231,10 +233,17 @@ fn walls(order: &Order<'_>, ready: &Ready) -> io::Result<Walls> {
 }
 
 fn arguments(generation: u64) -> io::Result<Vec<CString>> {
-    ["vaquero", "hand", "--control-fd", &CONTROL_FD.to_string(), "--generation", &generation.to_string()]
-        .into_iter()
-        .map(|arg| Ok(CString::new(arg)?))
-        .collect()
+    [
+        "vaquero",
+        "hand",
+        "--control-fd",
+        &CONTROL_FD.to_string(),
+        "--generation",
+        &generation.to_string(),
+    ]
+    .into_iter()
+    .map(|arg| Ok(CString::new(arg)?))
+    .collect()
 }
 
 fn environment(order: &Order<'_>) -> io::Result<Vec<CString>> {

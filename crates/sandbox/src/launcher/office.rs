@@ -82,7 +82,8 @@ impl Office {
                 log(&format!("poll: {error}"));
                 return 1;
             }
-            if self.alone_until.is_some_and(|deadline| now() >= deadline) && self.quit_by.is_none() {
+            if self.alone_until.is_some_and(|deadline| now() >= deadline) && self.quit_by.is_none()
+            {
                 log("no server came back: ending");
                 self.end_all();
             }
@@ -155,7 +156,10 @@ impl Office {
             }
         }
         fds.extend(
-            self.dying.iter().filter_map(|d| d.pidfd.as_ref()).map(|p| PollFd::new(p, PollFlags::IN)),
+            self.dying
+                .iter()
+                .filter_map(|d| d.pidfd.as_ref())
+                .map(|p| PollFd::new(p, PollFlags::IN)),
         );
         // Rounded up, or the last fraction of a millisecond would be spent spinning.
         let timeout = timeout.map(|t| t + Duration::from_micros(500));
@@ -389,7 +393,8 @@ impl Office {
             .map(|(key, _)| key.clone())
             .collect();
         for key in late {
-            let trouble = Trouble::new("the sandbox did not start in time", "see the launcher's log");
+            let trouble =
+                Trouble::new("the sandbox did not start in time", "see the launcher's log");
             self.fail(&key, trouble);
         }
         for key in stirred {

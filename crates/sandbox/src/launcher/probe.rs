@@ -8,10 +8,10 @@ use std::os::fd::AsFd;
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 use rustix::process::{WaitId, WaitIdOptions};
 
+use super::Trouble;
 use super::cgroup::Cgroups;
 use super::sys::{self, Cloned};
 use super::uids::IdMapping;
-use super::Trouble;
 use crate::report::{Report, Wall, WallState};
 use crate::seam::LimitsBy;
 
@@ -51,7 +51,9 @@ pub(crate) fn explain_step(step: &str, errno: i32) -> Trouble {
         libc::ENOSYS => "use Linux 5.12 or later, outside of a container that blocks system calls",
         libc::EMFILE | libc::ENFILE => "raise the limit of open files (ulimit -n)",
         libc::ENOMEM => "free memory, or raise the memory limit of the server's own cgroup",
-        libc::EAGAIN => "raise the limit of processes (ulimit -u, or pids.max of the server's cgroup)",
+        libc::EAGAIN => {
+            "raise the limit of processes (ulimit -u, or pids.max of the server's cgroup)"
+        }
         _ => general_fix(),
     };
     Trouble::new(what, fix)
@@ -78,14 +80,7 @@ fn namespace_fix() -> &'static str {
 
 /// Tries every wall.
 pub(crate) fn examine() -> Report {
-    let walls = vec![
-        namespaces(),
-        user_ids(),
-        limits(),
-        seccomp(),
-        landlock(),
-        executable(),
-    ];
+    let walls = vec![namespaces(), user_ids(), limits(), seccomp(), landlock(), executable()];
     Report { walls }
 }
 
@@ -107,7 +102,8 @@ fn try_namespaces() -> Result<(), Trouble> {
         (Ok(a), Ok(b)) => (a, b),
         (Err(e), _) | (_, Err(e)) => return Err(explain("make a pipe", &e.into())),
     };
-    let cloned = sys::clone_process(sys::NAMESPACES, None).map_err(|e| explain("create namespaces", &e))?;
+    let cloned =
+        sys::clone_process(sys::NAMESPACES, None).map_err(|e| explain("create namespaces", &e))?;
     let (pid, pidfd) = match cloned {
         Cloned::Parent { pid, pidfd } => (pid, pidfd),
         Cloned::Child => {
@@ -150,7 +146,9 @@ fn probe_child(mut go: fs::File) -> Result<(), (&'static str, io::Error)> {
 
 fn user_ids() -> Wall {
     match IdMapping::detect() {
-        IdMapping::Ranges => wall("user ids", WallState::Ok, "a range of its own for each session", ""),
+        IdMapping::Ranges => {
+            wall("user ids", WallState::Ok, "a range of its own for each session", "")
+        }
         IdMapping::Single => wall(
             "user ids",
             WallState::Degraded,

@@ -42,13 +42,8 @@ const PUBLIC_ETC: [&str; 10] = [
     "ssl/openssl.cnf",
 ];
 /// Host directories of public files and links, copied likewise.
-const PUBLIC_ETC_DIRS: [&str; 5] = [
-    "alternatives",
-    "ssl/certs",
-    "pki/tls/certs",
-    "pki/ca-trust/extracted",
-    "ca-certificates",
-];
+const PUBLIC_ETC_DIRS: [&str; 5] =
+    ["alternatives", "ssl/certs", "pki/tls/certs", "pki/ca-trust/extracted", "ca-certificates"];
 
 /// The skeleton on disk, and which parts of the host are mounted on it.
 #[derive(Debug)]
@@ -61,12 +56,25 @@ pub(crate) struct Skeleton {
 impl Skeleton {
     /// Makes the skeleton in `root`, which must not exist.
     pub(crate) fn build(root: &Path) -> io::Result<Self> {
-        let dir = |path: &str| {
-            fs::DirBuilder::new().recursive(true).mode(0o755).create(root.join(path))
-        };
+        let dir =
+            |path: &str| fs::DirBuilder::new().recursive(true).mode(0o755).create(root.join(path));
         for path in [
-            "usr", "proc", "dev/pts", "dev/shm", "etc", "tmp", "workspace", "root", "run", "home",
-            "mnt/session/uploads", "mnt/session/outputs", "var/lib", "var/cache", "var/log", "opt",
+            "usr",
+            "proc",
+            "dev/pts",
+            "dev/shm",
+            "etc",
+            "tmp",
+            "workspace",
+            "root",
+            "run",
+            "home",
+            "mnt/session/uploads",
+            "mnt/session/outputs",
+            "var/lib",
+            "var/cache",
+            "var/log",
+            "opt",
         ] {
             dir(path)?;
         }
@@ -113,12 +121,18 @@ fn link_aliases(root: &Path) -> io::Result<Vec<(CString, CString)>> {
 
 fn write_etc(etc: &Path) -> io::Result<()> {
     for (name, text) in [
-        ("passwd", "root:x:0:0:root:/root:/bin/bash\nnobody:x:65534:65534:nobody:/:/usr/sbin/nologin\n"),
+        (
+            "passwd",
+            "root:x:0:0:root:/root:/bin/bash\nnobody:x:65534:65534:nobody:/:/usr/sbin/nologin\n",
+        ),
         ("group", "root:x:0:\ntty:x:5:\nusers:x:100:\nnogroup:x:65534:\n"),
         ("hosts", "127.0.0.1 localhost sandbox\n::1 localhost sandbox\n"),
         ("hostname", "sandbox\n"),
         ("resolv.conf", "# a sandbox has no name server\n"),
-        ("nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\nservices: files\nprotocols: files\n"),
+        (
+            "nsswitch.conf",
+            "passwd: files\ngroup: files\nhosts: files dns\nservices: files\nprotocols: files\n",
+        ),
         ("shells", "/bin/sh\n/bin/bash\n"),
         ("host.conf", "multi on\n"),
     ] {
@@ -250,7 +264,10 @@ fn at<T, E: Into<io::Error>>(step: &'static str, result: Result<T, E>) -> Result
 
 /// Builds the root and makes it this process's own. Runs in the child, in its new namespaces.
 pub(crate) fn enter(plan: RootPlan) -> Result<(), Step> {
-    at("make mounts private", mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE))?;
+    at(
+        "make mounts private",
+        mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE),
+    )?;
     let guarded = ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV;
     // Every source is opened before the first mount hides anything.
     let root = at("open the skeleton", plan.skeleton.into_tree(guarded))?;
@@ -328,8 +345,14 @@ fn mask_proc() -> Result<(), Step> {
         at("make /proc read-only", attach(tree.as_fd(), place))?;
     }
     for place in [
-        c"proc/kcore", c"proc/keys", c"proc/key-users", c"proc/kmsg", c"proc/timer_list",
-        c"proc/sched_debug", c"proc/latency_stats", c"proc/kallsyms",
+        c"proc/kcore",
+        c"proc/keys",
+        c"proc/key-users",
+        c"proc/kmsg",
+        c"proc/timer_list",
+        c"proc/sched_debug",
+        c"proc/latency_stats",
+        c"proc/kallsyms",
     ] {
         if fs::symlink_metadata(Path::new(std::ffi::OsStr::from_bytes(place.to_bytes()))).is_err() {
             continue;
@@ -338,7 +361,8 @@ fn mask_proc() -> Result<(), Step> {
         at("mask a file of /proc", attach(null.as_fd(), place))?;
     }
     for place in [c"proc/acpi", c"proc/scsi", c"proc/asound"] {
-        let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+        let flags =
+            MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
         match mount(c"tmpfs", place, c"tmpfs", flags, Some(c"size=0,nr_inodes=1")) {
             Err(e) if e == rustix::io::Errno::NOENT => {}
             other => at("mask a directory of /proc", other)?,

@@ -76,8 +76,7 @@ pub(crate) fn listen(dir: &Path) -> io::Result<OwnedFd> {
         Err(error) => return Err(error.into()),
     }
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket =
-        rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
     let path = format!("/proc/self/fd/{}/{SOCKET}", dir.as_fd().as_raw_fd());
     rustix::net::bind(&socket, &SocketAddrUnix::new(path.as_str())?)?;
     fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;

@@ -50,9 +50,8 @@ pub(crate) fn clone_process(flags: u64, into: Option<BorrowedFd<'_>>) -> io::Res
     #[expect(unsafe_code, reason = "clone3 with namespace flags has no wrapper")]
     // SAFETY: `args` lives across the call, no stack or TLS is replaced, so the child runs on a
     // copy of this stack exactly as after fork; the process has a single thread.
-    let ret = unsafe {
-        libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<libc::clone_args>())
-    };
+    let ret =
+        unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<libc::clone_args>()) };
     match check(ret)? {
         0 => Ok(Cloned::Child),
         pid => {
@@ -184,7 +183,11 @@ pub(crate) fn exit_now(code: libc::c_int) -> ! {
 
 /// Brings the loopback interface of this network namespace up.
 pub(crate) fn loopback_up() -> io::Result<()> {
-    let sock = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)?;
+    let sock = rustix::net::socket(
+        rustix::net::AddressFamily::INET,
+        rustix::net::SocketType::DGRAM,
+        None,
+    )?;
     #[expect(unsafe_code, reason = "an all-zero ifreq is what its ioctls expect to be filled")]
     // SAFETY: `ifreq` is integers and byte arrays, for which zero is a valid value.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
@@ -215,7 +218,12 @@ pub(crate) fn landlock_abi() -> Option<i32> {
     #[expect(unsafe_code, reason = "the landlock crate keeps the kernel's version to itself")]
     // SAFETY: with this flag the kernel reads no attribute and makes no descriptor.
     let version = unsafe {
-        libc::syscall(libc::SYS_landlock_create_ruleset, std::ptr::null::<u8>(), 0_usize, ASK_VERSION)
+        libc::syscall(
+            libc::SYS_landlock_create_ruleset,
+            std::ptr::null::<u8>(),
+            0_usize,
+            ASK_VERSION,
+        )
     };
     i32::try_from(version).ok().filter(|v| *v > 0)
 }

@@ -41,12 +41,7 @@ pub(crate) enum Ask {
     /// End every sandbox, then yourself.
     Quit {},
     /// Make this sandbox, or connect to it if this generation already lives.
-    Create {
-        key: SandboxKey,
-        generation: u64,
-        limits: Limits,
-        env: BTreeMap<String, String>,
-    },
+    Create { key: SandboxKey, generation: u64, limits: Limits, env: BTreeMap<String, String> },
     /// Connect to it if this generation lives.
     Attach { key: SandboxKey, generation: u64 },
     /// End one sandbox; answered when it is gone.

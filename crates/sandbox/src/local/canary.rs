@@ -45,8 +45,7 @@ pub(crate) async fn check(sandbox: &dyn Sandbox, mark: &Path) -> Result<(), Sand
     let mark = mark.display().to_string().replace('\'', "'\\''");
     let script = format!("HOST_IS_ROOT={root}; HOST_MARK='{mark}'\n{SCRIPT}");
     let said = text(run(sandbox, &script).await?);
-    let failed: Vec<&str> =
-        said.split_whitespace().filter(|word| *word != "done").collect();
+    let failed: Vec<&str> = said.split_whitespace().filter(|word| *word != "done").collect();
     if said.trim() == "done" {
         return Ok(());
     }

@@ -111,7 +111,8 @@ async fn start(exe: &Path, options: &Options, tasks: &TaskTracker) -> Result<(),
     let mut args: Vec<OsString> = vec!["launcher".into()];
     args.extend(options.to_args());
     let log_path = options.dir.join("launcher.log");
-    let log = open_log(&log_path).map_err(|e| SandboxError::io("cannot open the launcher's log", e))?;
+    let log =
+        open_log(&log_path).map_err(|e| SandboxError::io("cannot open the launcher's log", e))?;
     let mut child = Command::new(exe)
         .arg0("vaquero")
         .args(args)

@@ -36,13 +36,15 @@ pub(crate) struct Post {
 pub(crate) fn dial(dir: &Path) -> io::Result<OwnedFd> {
     let dir = rustix::fs::open(dir, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket =
-        rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
     let path = format!("/proc/self/fd/{}/{SOCKET}", dir.as_raw_fd());
     rustix::net::connect(&socket, &SocketAddrUnix::new(path.as_str())?)?;
     let peer = rustix::net::sockopt::socket_peercred(&socket)?;
     if peer.uid != rustix::process::geteuid() {
-        return Err(io::Error::new(io::ErrorKind::PermissionDenied, "the launcher is another user's"));
+        return Err(io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            "the launcher is another user's",
+        ));
     }
     Ok(socket)
 }
@@ -59,11 +61,7 @@ impl Post {
             next: AtomicU64::new(1),
             closed: CancellationToken::new(),
         };
-        let reader = read(
-            Arc::clone(&post.socket),
-            Arc::clone(&post.waiting),
-            post.closed.clone(),
-        );
+        let reader = read(Arc::clone(&post.socket), Arc::clone(&post.waiting), post.closed.clone());
         tasks.spawn(reader);
         Ok(post)
     }

@@ -19,7 +19,8 @@ use vaquero_types::{
 
 pub(super) async fn documents_are_kept_with_their_revisions(store: SharedStore) {
     store.commit(vec![put(document("x", 1), Expect::Absent)], at(1)).await.expect("created");
-    let kept = store.document(&workspace("a"), "thing", "x").await.expect("readable").expect("there");
+    let kept =
+        store.document(&workspace("a"), "thing", "x").await.expect("readable").expect("there");
     assert_eq!(kept.revision, 1);
     let again = store.commit(vec![put(document("x", 1), Expect::Absent)], at(1)).await;
     assert!(matches!(again, Err(CommitError::Changed)));
@@ -48,7 +49,10 @@ pub(super) async fn unique_keys_hold_within_a_workspace_and_kind(store: SharedSt
     store.commit(vec![put(named("x", "a"), Expect::Absent)], at(1)).await.expect("first");
     let second = store.commit(vec![put(named("y", "a"), Expect::Absent)], at(1)).await;
     assert!(matches!(second, Err(CommitError::Duplicate { key }) if key == "name"));
-    store.commit(vec![put(named("y", "b"), Expect::Absent)], at(1)).await.expect("another workspace");
+    store
+        .commit(vec![put(named("y", "b"), Expect::Absent)], at(1))
+        .await
+        .expect("another workspace");
     store.commit(vec![put(named("x", "a"), Expect::Any)], at(2)).await.expect("its own key");
     let found = store.document_by_key(&workspace("b"), "thing", "name").await.expect("readable");
     assert_eq!(found.map(|found| found.id), Some("y".to_owned()));
@@ -79,7 +83,14 @@ pub(super) async fn documents_page_without_gaps(store: SharedStore) {
         query.cursor = Some((last.created_at, last.id.clone()));
     }
     assert_eq!(seen, ["d6", "d5", "d4", "d2", "d1", "d0"]);
-    let bounded = DocumentQuery { from: Some(at(1)), until: Some(at(2)), cursor: None, limit: 10, include_archived: true, ..query };
+    let bounded = DocumentQuery {
+        from: Some(at(1)),
+        until: Some(at(2)),
+        cursor: None,
+        limit: 10,
+        include_archived: true,
+        ..query
+    };
     assert_eq!(store.documents(&bounded).await.expect("readable").documents.len(), 4);
 }
 
@@ -87,7 +98,12 @@ pub(super) async fn a_refused_commit_changes_nothing(store: SharedStore) {
     store.commit(vec![put(document("x", 1), Expect::Absent)], at(1)).await.expect("created");
     let mixed = vec![
         new_session("s", 1),
-        append("s", Author::Client { revision: 1 }, vec![event("s", "1")], SessionChange::default()),
+        append(
+            "s",
+            Author::Client { revision: 1 },
+            vec![event("s", "1")],
+            SessionChange::default(),
+        ),
         put(document("x", 1), Expect::Absent),
     ];
     assert!(matches!(store.commit(mixed, at(2)).await, Err(CommitError::Changed)));
@@ -101,7 +117,10 @@ pub(super) async fn sequence_and_time_only_go_forward(store: SharedStore) {
         let row = store.session(&session_id("s")).await.expect("readable").expect("there");
         let author = Author::Client { revision: row.revision };
         let records = vec![event("s", &number.to_string())];
-        store.commit(vec![append("s", author, records, SessionChange::default())], at(second)).await.expect("appended");
+        store
+            .commit(vec![append("s", author, records, SessionChange::default())], at(second))
+            .await
+            .expect("appended");
     }
     let records = log(&store, "s").await;
     assert_eq!(records.iter().map(|record| record.seq).collect::<Vec<_>>(), [1, 2, 3, 4]);
@@ -114,7 +133,9 @@ pub(super) async fn appends_are_idempotent_even_after_the_lease_is_lost(store: S
     store.commit(vec![new_session("s", 1)], at(1)).await.expect("created");
     message(&store, "s", "m", 2).await.expect("accepted");
     let lease = claimed(&store, 3).await;
-    let write = || append("s", by(&lease), vec![event("s", "1"), event("s", "2")], SessionChange::default());
+    let write = || {
+        append("s", by(&lease), vec![event("s", "1"), event("s", "2")], SessionChange::default())
+    };
     let first = store.commit(vec![write()], at(4)).await.expect("appended");
     let second = store.commit(vec![write()], at(5)).await.expect("repeated");
     assert_eq!(first, second);
@@ -127,16 +148,30 @@ pub(super) async fn appends_are_idempotent_even_after_the_lease_is_lost(store: S
 pub(super) async fn clients_are_checked_against_the_revision(store: SharedStore) {
     store.commit(vec![new_session("s", 1)], at(1)).await.expect("created");
     message(&store, "s", "m", 2).await.expect("accepted");
-    let stale = append("s", Author::Client { revision: 1 }, vec![event("s", "1")], SessionChange::default());
+    let stale = append(
+        "s",
+        Author::Client { revision: 1 },
+        vec![event("s", "1")],
+        SessionChange::default(),
+    );
     assert!(matches!(store.commit(vec![stale], at(3)).await, Err(CommitError::Changed)));
     let before = store.session(&session_id("s")).await.expect("readable").expect("there").revision;
     let lease = claimed(&store, 3).await;
-    store.commit(vec![append("s", by(&lease), vec![event("s", "2")], SessionChange::default())], at(4)).await.expect("appended");
+    store
+        .commit(
+            vec![append("s", by(&lease), vec![event("s", "2")], SessionChange::default())],
+            at(4),
+        )
+        .await
+        .expect("appended");
     let after = store.session(&session_id("s")).await.expect("readable").expect("there").revision;
     assert_eq!(before, after, "a brain's plain events do not disturb clients");
     let gate = vec![GateChange::Open(EventId::from_wire("sevt_2"), Awaits::CustomResult)];
     let change = SessionChange { gate, ..SessionChange::default() };
-    store.commit(vec![append("s", by(&lease), vec![event("s", "3")], change)], at(5)).await.expect("appended");
+    store
+        .commit(vec![append("s", by(&lease), vec![event("s", "3")], change)], at(5))
+        .await
+        .expect("appended");
     let row = store.session(&session_id("s")).await.expect("readable").expect("there");
     assert!(row.revision > after);
     assert_eq!(row.gate.unanswered(), [EventId::from_wire("sevt_2")]);
@@ -179,9 +214,12 @@ pub(super) async fn the_oldest_ready_session_is_claimed_once(store: SharedStore)
     let mut claims = JoinSet::new();
     for _ in 0..8 {
         let store = Arc::clone(&store);
-        claims.spawn(async move { store.claim(&"w".to_owned(), TTL, at(50)).await.expect("claimable") });
+        claims.spawn(
+            async move { store.claim(&"w".to_owned(), TTL, at(50)).await.expect("claimable") },
+        );
     }
-    let found: Vec<_> = claims.join_all().await.into_iter().flatten().map(|lease| lease.session).collect();
+    let found: Vec<_> =
+        claims.join_all().await.into_iter().flatten().map(|lease| lease.session).collect();
     assert_eq!(found.len(), 3);
     assert_eq!(found.iter().collect::<BTreeSet<_>>().len(), 3);
     let again = claimed(&store, 50 + 31).await;
@@ -209,7 +247,10 @@ pub(super) async fn claims_without_progress_are_counted(store: SharedStore) {
     }
     let lease = claimed(&store, 400).await;
     let change = SessionChange { progress: true, ..SessionChange::default() };
-    store.commit(vec![append("s", by(&lease), vec![event("s", "1")], change)], at(401)).await.expect("appended");
+    store
+        .commit(vec![append("s", by(&lease), vec![event("s", "1")], change)], at(401))
+        .await
+        .expect("appended");
     assert_eq!(claimed(&store, 500).await.claims, 1);
 }
 
@@ -236,11 +277,17 @@ async fn mixed_log(store: &SharedStore) {
     let taken = record("s", RecordKind::Event, "m1", "user.message");
     let private = record("s", RecordKind::Transcript, "t1", "transcript");
     let records = vec![taken, private, event("s", "e1")];
-    store.commit(vec![append("s", by(&lease), records, SessionChange::default())], at(4)).await.expect("appended");
+    store
+        .commit(vec![append("s", by(&lease), records, SessionChange::default())], at(4))
+        .await
+        .expect("appended");
     message(store, "s", "m2", 5).await.expect("accepted");
     message(store, "s", "m3", 6).await.expect("accepted");
     let change = SessionChange::default();
-    store.commit(vec![append("s", by(&lease), vec![event("s", "e2")], change)], at(7)).await.expect("appended");
+    store
+        .commit(vec![append("s", by(&lease), vec![event("s", "e2")], change)], at(7))
+        .await
+        .expect("appended");
 }
 
 pub(super) async fn events_are_listed_once_with_queued_ones_last(store: SharedStore) {
@@ -266,7 +313,8 @@ pub(super) async fn events_are_listed_once_with_queued_ones_last(store: SharedSt
         let unique: BTreeSet<&String> = seen.iter().collect();
         assert_eq!((seen.len(), unique.len()), (5, 5), "paged: {seen:?}");
     }
-    let first = store.event(&session_id("s"), &EventId::from_wire("sevt_m1")).await.expect("readable");
+    let first =
+        store.event(&session_id("s"), &EventId::from_wire("sevt_m1")).await.expect("readable");
     assert_eq!(first.expect("there").new.kind, RecordKind::Received, "as it was accepted");
 }
 
@@ -277,9 +325,16 @@ pub(super) async fn a_page_survives_events_being_processed(store: SharedStore) {
     assert_eq!(names(&page.records), ["m1", "e1", "e2", "m2"]);
     let lease = claimed(&store, 100).await;
     let taken = record("s", RecordKind::Event, "m3", "user.message");
-    store.commit(vec![append("s", by(&lease), vec![taken], SessionChange::default())], at(101)).await.expect("appended");
+    store
+        .commit(vec![append("s", by(&lease), vec![taken], SessionChange::default())], at(101))
+        .await
+        .expect("appended");
     let rest = store.events(&EventQuery { cursor: page.next, ..query }).await.expect("readable");
-    assert_eq!(names(&rest.records), ["m3"], "what was processed since is found by its processed record");
+    assert_eq!(
+        names(&rest.records),
+        ["m3"],
+        "what was processed since is found by its processed record"
+    );
 }
 
 pub(super) async fn events_filter_by_type_thread_and_time(store: SharedStore) {
@@ -289,7 +344,11 @@ pub(super) async fn events_filter_by_type_thread_and_time(store: SharedStore) {
     let elsewhere = EventQuery { thread: Some(thread_id("other")), ..all_events() };
     assert!(store.events(&elsewhere).await.expect("readable").records.is_empty());
     let late = EventQuery { from: Some(at(7)), ..all_events() };
-    assert_eq!(names(&store.events(&late).await.expect("readable").records), ["e2"], "queued events have no time");
+    assert_eq!(
+        names(&store.events(&late).await.expect("readable").records),
+        ["e2"],
+        "queued events have no time"
+    );
     let early = EventQuery { before: Some(at(7)), ..all_events() };
     assert_eq!(names(&store.events(&early).await.expect("readable").records), ["m1", "e1"]);
 }
@@ -307,7 +366,10 @@ pub(super) async fn a_deleted_session_leaves_a_tombstone(store: SharedStore) {
     let stale = store.commit(vec![delete(row.revision + 7)], at(101)).await;
     assert!(matches!(stale, Err(CommitError::Changed)));
     let waiting = Arc::clone(&store);
-    let waiter = { let id = id.clone(); async move { waiting.wait_past(&id, row.head).await } };
+    let waiter = {
+        let id = id.clone();
+        async move { waiting.wait_past(&id, row.head).await }
+    };
     let deletion = store.commit(vec![delete(row.revision)], at(102));
     let (waited, deleted) = tokio::join!(timeout(PATIENCE, waiter), deletion);
     deleted.expect("deleted");
@@ -323,7 +385,10 @@ pub(super) async fn a_deleted_session_leaves_a_tombstone(store: SharedStore) {
     let late = append("s", by(&lease), vec![event("s", "late")], SessionChange::default());
     assert!(matches!(store.commit(vec![late], at(103)).await, Err(CommitError::LeaseLost { .. })));
     assert!(store.session_ids().await.expect("readable").is_empty());
-    timeout(PATIENCE, store.wait_past(&id, left[0].seq)).await.expect("never blocks again").expect("readable");
+    timeout(PATIENCE, store.wait_past(&id, left[0].seq))
+        .await
+        .expect("never blocks again")
+        .expect("readable");
 }
 
 pub(super) async fn answers_hold_their_key_for_a_day(store: SharedStore) {
@@ -333,7 +398,8 @@ pub(super) async fn answers_hold_their_key_for_a_day(store: SharedStore) {
         operation: "POST /v1/things".to_owned(),
         key: name.to_owned(),
     };
-    let answer = Answer { request_digest: "d".to_owned(), status: 200, body: "{}".to_owned(), events: None };
+    let answer =
+        Answer { request_digest: "d".to_owned(), status: 200, body: "{}".to_owned(), events: None };
     let keep = || Write::PutAnswer { key: key("k"), answer: answer.clone() };
     store.commit(vec![keep()], at(10)).await.expect("kept");
     assert_eq!(store.answer(&key("k"), at(11), day).await.expect("readable"), Some(answer.clone()));
@@ -347,10 +413,20 @@ pub(super) async fn answers_hold_their_key_for_a_day(store: SharedStore) {
 
 pub(super) async fn sessions_filter_and_page(store: SharedStore) {
     for number in 0..6 {
-        store.commit(vec![new_session(&format!("s{number}"), number)], at(number)).await.expect("created");
+        store
+            .commit(vec![new_session(&format!("s{number}"), number)], at(number))
+            .await
+            .expect("created");
     }
-    let archive = SessionChange { archived_at: Some(at(9)), status: Some(Status::Terminated), ..SessionChange::default() };
-    store.commit(vec![append("s2", Author::Client { revision: 1 }, Vec::new(), archive)], at(9)).await.expect("archived");
+    let archive = SessionChange {
+        archived_at: Some(at(9)),
+        status: Some(Status::Terminated),
+        ..SessionChange::default()
+    };
+    store
+        .commit(vec![append("s2", Author::Client { revision: 1 }, Vec::new(), archive)], at(9))
+        .await
+        .expect("archived");
     let query = SessionQuery {
         workspace: workspace("a"),
         agent: None,
@@ -372,9 +448,14 @@ pub(super) async fn sessions_filter_and_page(store: SharedStore) {
     let next = store.sessions(&next).await.expect("readable").sessions;
     let ids: Vec<&str> = first.sessions.iter().chain(&next).map(|row| row.id.as_str()).collect();
     assert_eq!(ids, ["sesn_s0", "sesn_s1", "sesn_s3", "sesn_s4"]);
-    let terminated = SessionQuery { statuses: vec![Status::Terminated], include_archived: true, ..query.clone() };
+    let terminated = SessionQuery {
+        statuses: vec![Status::Terminated],
+        include_archived: true,
+        ..query.clone()
+    };
     assert_eq!(store.sessions(&terminated).await.expect("readable").sessions.len(), 1);
-    let between = SessionQuery { after: Some(at(0)), until: Some(at(3)), limit: 10, ..query.clone() };
+    let between =
+        SessionQuery { after: Some(at(0)), until: Some(at(3)), limit: 10, ..query.clone() };
     assert_eq!(store.sessions(&between).await.expect("readable").sessions.len(), 2);
     let elsewhere = SessionQuery { workspace: workspace("b"), ..query };
     assert!(store.sessions(&elsewhere).await.expect("readable").sessions.is_empty());
@@ -383,8 +464,18 @@ pub(super) async fn sessions_filter_and_page(store: SharedStore) {
 pub(super) async fn status_changes_reach_the_primary_thread(store: SharedStore) {
     store.commit(vec![new_session("s", 1)], at(1)).await.expect("created");
     let usage = Usage { input_tokens: 3, ..Usage::default() };
-    let change = SessionChange { status: Some(Status::Running), usage: Some(usage), ..SessionChange::default() };
-    store.commit(vec![append("s", Author::Client { revision: 1 }, vec![event("s", "1")], change)], at(2)).await.expect("appended");
+    let change = SessionChange {
+        status: Some(Status::Running),
+        usage: Some(usage),
+        ..SessionChange::default()
+    };
+    store
+        .commit(
+            vec![append("s", Author::Client { revision: 1 }, vec![event("s", "1")], change)],
+            at(2),
+        )
+        .await
+        .expect("appended");
     let row = store.session(&session_id("s")).await.expect("readable").expect("there");
     let threads = store.threads(&session_id("s")).await.expect("readable");
     assert_eq!((row.status, row.usage), (Status::Running, usage));
@@ -410,7 +501,8 @@ pub(super) async fn nobody_waiting_for_growth_is_missed(store: SharedStore) {
     for number in 0..RECORDS {
         let row = store.session(&session_id("s")).await.expect("readable").expect("there");
         let author = Author::Client { revision: row.revision };
-        let write = append("s", author, vec![event("s", &number.to_string())], SessionChange::default());
+        let write =
+            append("s", author, vec![event("s", &number.to_string())], SessionChange::default());
         store.commit(vec![write], at(2)).await.expect("appended");
         if number % 7 == 0 {
             tokio::task::yield_now().await;
@@ -429,16 +521,25 @@ pub(super) async fn nobody_waiting_for_work_is_missed(store: SharedStore) {
             loop {
                 match store.claim(&"w".to_owned(), TTL, at(10)).await.expect("claimable") {
                     Some(lease) => {
-                        let change = SessionChange { ready: Some(false), ..SessionChange::default() };
+                        let change =
+                            SessionChange { ready: Some(false), ..SessionChange::default() };
                         let author = Author::Worker { epoch: lease.epoch, seen: None };
-                        let write = Write::Append(crate::Append { session: lease.session, author, records: Vec::new(), change });
+                        let write = Write::Append(crate::Append {
+                            session: lease.session,
+                            author,
+                            records: Vec::new(),
+                            change,
+                        });
                         store.commit(vec![write], at(11)).await.expect("finished");
                         done += 1;
                     }
                     // The end of the case is the only time that nothing is ready for so long.
-                    None => if timeout(Duration::from_millis(1_500), store.wait_ready()).await.is_err() {
-                        return done;
-                    },
+                    None => {
+                        if timeout(Duration::from_millis(1_500), store.wait_ready()).await.is_err()
+                        {
+                            return done;
+                        }
+                    }
                 }
             }
         });
@@ -448,7 +549,8 @@ pub(super) async fn nobody_waiting_for_work_is_missed(store: SharedStore) {
         store.commit(vec![new_session(&name, 1)], at(1)).await.expect("created");
         message(&store, &name, &format!("m{number}"), 2).await.expect("accepted");
     }
-    let done: usize = timeout(PATIENCE, workers.join_all()).await.expect("all end").into_iter().sum();
+    let done: usize =
+        timeout(PATIENCE, workers.join_all()).await.expect("all end").into_iter().sum();
     assert_eq!(done, SESSIONS);
 }
 

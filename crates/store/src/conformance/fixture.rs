@@ -100,7 +100,12 @@ pub(super) fn event(session: &str, event: &str) -> NewRecord {
     record(session, RecordKind::Event, event, "agent.message")
 }
 
-pub(super) fn append(session: &str, author: Author, records: Vec<NewRecord>, change: SessionChange) -> Write {
+pub(super) fn append(
+    session: &str,
+    author: Author,
+    records: Vec<NewRecord>,
+    change: SessionChange,
+) -> Write {
     Write::Append(Append { session: session_id(session), author, records, change })
 }
 
@@ -132,6 +137,7 @@ pub(super) async fn log(store: &SharedStore, session: &str) -> Vec<Record> {
 }
 
 pub(super) fn names(records: &[Record]) -> Vec<String> {
-    let name = |record: &Record| record.new.event_id.as_str().trim_start_matches("sevt_").to_owned();
+    let name =
+        |record: &Record| record.new.event_id.as_str().trim_start_matches("sevt_").to_owned();
     records.iter().map(name).collect()
 }

@@ -29,7 +29,11 @@ pub async fn agree(seed: u64, steps: u32, one: SharedStore, other: SharedStore) 
                     one.commit(vec![new_session(&name, second)], at(second)).await,
                     other.commit(vec![new_session(&name, second)], at(second)).await,
                 );
-                assert_eq!(format!("{first:?}"), format!("{second_store:?}"), "seed {seed}, step {step}");
+                assert_eq!(
+                    format!("{first:?}"),
+                    format!("{second_store:?}"),
+                    "seed {seed}, step {step}"
+                );
             }
             1 | 2 => {
                 let worker = "w".to_owned();
@@ -39,30 +43,49 @@ pub async fn agree(seed: u64, steps: u32, one: SharedStore, other: SharedStore) 
                 leases.extend(first);
             }
             3 => {
-                let revision = one.session(&session_id(&name)).await.expect("readable").map_or(1, |row| row.revision);
+                let revision = one
+                    .session(&session_id(&name))
+                    .await
+                    .expect("readable")
+                    .map_or(1, |row| row.revision);
                 let write = Write::DeleteSession {
                     session: session_id(&name),
                     revision: revision + u64::from(dice.roll(3) == 0),
-                    record: record(&name, RecordKind::Event, &format!("gone{step}"), "session.deleted"),
+                    record: record(
+                        &name,
+                        RecordKind::Event,
+                        &format!("gone{step}"),
+                        "session.deleted",
+                    ),
                 };
                 if dice.roll(4) == 0 {
                     both(&one, &other, write, second, seed, step).await;
                 }
             }
             4..=6 => {
-                let revision = one.session(&session_id(&name)).await.expect("readable").map_or(1, |row| row.revision);
+                let revision = one
+                    .session(&session_id(&name))
+                    .await
+                    .expect("readable")
+                    .map_or(1, |row| row.revision);
                 let author = Author::Client { revision: revision + u64::from(dice.roll(5) == 0) };
                 let kind = if dice.roll(2) == 0 { RecordKind::Received } else { RecordKind::Event };
-                let records = vec![record(&name, kind, &format!("c{}", dice.roll(60)), "user.message")];
+                let records =
+                    vec![record(&name, kind, &format!("c{}", dice.roll(60)), "user.message")];
                 let change = SessionChange {
                     ready: Some(true),
                     status: (dice.roll(2) == 0).then_some(Status::Running),
                     ..SessionChange::default()
                 };
-                both(&one, &other, append(&name, author, records, change), second, seed, step).await;
+                both(&one, &other, append(&name, author, records, change), second, seed, step)
+                    .await;
             }
             _ => {
-                let Some(lease) = leases.get(usize::try_from(dice.roll(leases.len().max(1) as u64)).unwrap_or(0)) else { continue };
+                let Some(lease) =
+                    leases.get(usize::try_from(dice.roll(leases.len().max(1) as u64)).unwrap_or(0))
+                else {
+                    continue;
+                };
                 let name = lease.session.as_str().trim_start_matches("sesn_").to_owned();
                 let seen = (dice.roll(2) == 0).then(|| dice.roll(20));
                 let author = Author::Worker { epoch: lease.epoch, seen };
@@ -72,14 +95,22 @@ pub async fn agree(seed: u64, steps: u32, one: SharedStore, other: SharedStore) 
                     progress: dice.roll(2) == 0,
                     ..SessionChange::default()
                 };
-                both(&one, &other, append(&name, author, records, change), second, seed, step).await;
+                both(&one, &other, append(&name, author, records, change), second, seed, step)
+                    .await;
             }
         }
         compare(&one, &other, &name, seed, step).await;
     }
 }
 
-async fn both(one: &SharedStore, other: &SharedStore, write: Write, second: i64, seed: u64, step: u32) {
+async fn both(
+    one: &SharedStore,
+    other: &SharedStore,
+    write: Write,
+    second: i64,
+    seed: u64,
+    step: u32,
+) {
     let first = one.commit(vec![write.clone()], at(second)).await;
     let second_store = other.commit(vec![write], at(second)).await;
     assert_eq!(format!("{first:?}"), format!("{second_store:?}"), "seed {seed}, step {step}");
@@ -89,9 +120,11 @@ async fn compare(one: &SharedStore, other: &SharedStore, name: &str, seed: u64, 
     let place = format!("seed {seed}, step {step}, session {name}");
     assert_eq!(log(one, name).await, log(other, name).await, "{place}");
     let id = session_id(name);
-    let rows = (one.session(&id).await.expect("readable"), other.session(&id).await.expect("readable"));
+    let rows =
+        (one.session(&id).await.expect("readable"), other.session(&id).await.expect("readable"));
     assert_eq!(rows.0, rows.1, "{place}");
-    let threads = (one.threads(&id).await.expect("readable"), other.threads(&id).await.expect("readable"));
+    let threads =
+        (one.threads(&id).await.expect("readable"), other.threads(&id).await.expect("readable"));
     assert_eq!(threads.0, threads.1, "{place}");
     for descending in [false, true] {
         let query = EventQuery {
@@ -106,7 +139,10 @@ async fn compare(one: &SharedStore, other: &SharedStore, name: &str, seed: u64, 
             cursor: None,
             limit: 5,
         };
-        let pages = (one.events(&query).await.expect("readable"), other.events(&query).await.expect("readable"));
+        let pages = (
+            one.events(&query).await.expect("readable"),
+            other.events(&query).await.expect("readable"),
+        );
         assert_eq!(pages.0, pages.1, "{place}");
     }
 }

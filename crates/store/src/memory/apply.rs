@@ -192,9 +192,8 @@ impl Tables {
 
 impl Kept {
     fn made_before(&self, record: &NewRecord) -> Option<(Seq, Timestamp)> {
-        let same = |kept: &&Record| {
-            kept.new.event_id == record.event_id && kept.new.kind == record.kind
-        };
+        let same =
+            |kept: &&Record| kept.new.event_id == record.event_id && kept.new.kind == record.kind;
         self.log.iter().find(same).map(|kept| (kept.seq, kept.at))
     }
 

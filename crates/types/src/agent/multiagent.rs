@@ -89,7 +89,10 @@ impl MultiagentDraft {
                 for name in ["subagents", "workflows"] {
                     let block = &value[name];
                     let nobody = block["predefined_agents"].as_array().is_none_or(Vec::is_empty);
-                    if block["type"] == "enabled" && block["inline_agents"]["type"] == "disabled" && nobody {
+                    if block["type"] == "enabled"
+                        && block["inline_agents"]["type"] == "disabled"
+                        && nobody
+                    {
                         let reason = "with inline_agents disabled, predefined_agents must name at least one agent";
                         return Err(Invalid::new(join("multiagent", name), reason));
                     }

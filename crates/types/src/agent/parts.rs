@@ -160,6 +160,7 @@ pub fn decode_mcp_servers(
 }
 
 /// A skill the agent may load.
+#[expect(clippy::struct_field_names, reason = "the wire names its fields")]
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Skill {
     /// `anthropic` or `custom`.

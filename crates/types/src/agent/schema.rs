@@ -18,7 +18,10 @@ pub(super) fn decode(value: Value, path: &str) -> Result<Value, Invalid> {
     }
     for word in ["oneOf", "anyOf", "allOf"] {
         if schema.contains_key(word) {
-            return Err(Invalid::new(join(path, word), "is not allowed at the top level of an input schema"));
+            return Err(Invalid::new(
+                join(path, word),
+                "is not allowed at the top level of an input schema",
+            ));
         }
     }
     match schema.get("properties") {
@@ -32,7 +35,10 @@ pub(super) fn decode(value: Value, path: &str) -> Result<Value, Invalid> {
                     return Err(Invalid::new(at, reason));
                 }
                 if !property.is_object() && !property.is_boolean() {
-                    return Err(Invalid::new(at, format!("expected a schema, got {}", kind(property))));
+                    return Err(Invalid::new(
+                        at,
+                        format!("expected a schema, got {}", kind(property)),
+                    ));
                 }
             }
         }
@@ -61,7 +67,10 @@ fn no_references(value: &Value, path: &str, depth: usize) -> Result<(), Invalid>
             for (name, inner) in fields {
                 let at = join(path, name);
                 if name == "$ref" && inner.is_string() {
-                    return Err(Invalid::new(at, "references are not allowed; write the schema out"));
+                    return Err(Invalid::new(
+                        at,
+                        "references are not allowed; write the schema out",
+                    ));
                 }
                 no_references(inner, &at, depth + 1)?;
             }

@@ -111,7 +111,9 @@ impl AgentToolset {
         let open = ToolSetting { enabled: true, policy: PermissionPolicy::AlwaysAllow };
         let default_config = decode_default(fields, open)?;
         let configs = fields
-            .list("configs", Self::NAMES.len(), |value, at| Self::config(value, at, default_config))?
+            .list("configs", Self::NAMES.len(), |value, at| {
+                Self::config(value, at, default_config)
+            })?
             .unwrap_or_default();
         unique(configs.iter().map(|config| config.name.as_str()), &fields.at("configs"))?;
         Ok(Self { default_config, configs })
@@ -258,7 +260,8 @@ pub fn decode_tools(patch: Patch<Value>, path: &str) -> Result<Option<Vec<Tool>>
     let Some(tools) = decode_array(patch, path, TOOLS_MAX, Tool::decode)? else { return Ok(None) };
     let total: usize = tools.iter().map(Tool::count).sum();
     if total > TOOLS_MAX {
-        let reason = format!("at most {TOOLS_MAX} tools over all toolsets are allowed, got {total}");
+        let reason =
+            format!("at most {TOOLS_MAX} tools over all toolsets are allowed, got {total}");
         return Err(Invalid::new(path, reason));
     }
     let mut customs = BTreeSet::new();

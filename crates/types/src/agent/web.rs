@@ -35,7 +35,9 @@ pub(super) fn search(fields: &mut Fields) -> Result<Map<String, Value>, Invalid>
             }
             let country = location.text("country", 2, 2)?;
             if country.as_ref().is_some_and(|code| !code.chars().all(|c| c.is_ascii_uppercase())) {
-                return Err(location.invalid("country", "expected two capital letters, such as `US`"));
+                return Err(
+                    location.invalid("country", "expected two capital letters, such as `US`")
+                );
             }
             let value = json!({
                 "type": "approximate",
@@ -63,7 +65,8 @@ fn domains(fields: &mut Fields, paths: bool) -> Result<Map<String, Value>, Inval
         })?;
         if let Some(list) = &list {
             if list.is_empty() {
-                let reason = "Empty list of domains is ambiguous. Provide at least one domain or null.";
+                let reason =
+                    "Empty list of domains is ambiguous. Provide at least one domain or null.";
                 return Err(Invalid::new(at, reason));
             }
             let mut seen = BTreeSet::new();
@@ -101,7 +104,9 @@ fn check_domain(domain: &str, at: &str, paths: bool) -> Result<(), Invalid> {
         return refuse("wildcards are not supported; subdomains match by themselves");
     }
     if host.parse::<std::net::IpAddr>().is_ok() || host.starts_with('[') {
-        return refuse("IP addresses are not supported; provide a plain hostname like \"example.com\"");
+        return refuse(
+            "IP addresses are not supported; provide a plain hostname like \"example.com\"",
+        );
     }
     if host.contains(':') {
         return refuse("give the host alone, without a port");
@@ -114,7 +119,7 @@ fn check_domain(domain: &str, at: &str, paths: bool) -> Result<(), Invalid> {
             && !label.ends_with('-')
             && label.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
     };
-    if !labels.iter().all(|label| valid(&label)) {
+    if !labels.iter().all(valid) {
         return refuse("is not a hostname");
     }
     let last = labels[labels.len() - 1].to_ascii_lowercase();
@@ -140,7 +145,8 @@ fn url_sources(fields: &mut Fields) -> Result<Value, Invalid> {
 
 fn source(fields: &mut Fields, name: &str, filters: bool) -> Result<Value, Invalid> {
     let at = fields.at(name);
-    let known: &[&str] = if filters { &["all", "none", "only", "except"] } else { &["all", "none"] };
+    let known: &[&str] =
+        if filters { &["all", "none", "only", "except"] } else { &["all", "none"] };
     let mut object = match fields.take(name) {
         None => return Ok(json!({ "type": "all" })),
         Some(Value::String(word)) if word == "all" || word == "none" => {
@@ -192,7 +198,8 @@ pub(super) fn check_references(
                     customs.contains(name)
                 };
                 if !known {
-                    let at = format!("{path}.configs.{index}.url_sources.{side}.tools.{position}.name");
+                    let at =
+                        format!("{path}.configs.{index}.url_sources.{side}.tools.{position}.name");
                     return Err(Invalid::new(at, format!("there is no such tool `{name}`")));
                 }
             }

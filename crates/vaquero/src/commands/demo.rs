@@ -20,7 +20,8 @@ use vaquero_sandbox::{LimitsState, SandboxKey};
 
 /// How long the demo's session may take.
 const PATIENCE: Duration = Duration::from_secs(180);
-const TASK: &str = "Write the first 20 Fibonacci numbers to fibonacci.txt, one per line, then show the file.";
+const TASK: &str =
+    "Write the first 20 Fibonacci numbers to fibonacci.txt, one per line, then show the file.";
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -81,7 +82,11 @@ async fn demo(args: &Args) -> anyhow::Result<ExitCode> {
         paint.line("33", "limits", "there are no cgroups for this user: sandboxes are isolated, but their limits are weaker\n(--sandbox-limits=degraded). Run as root to have them enforced.");
     }
     let client = Client::new(&server)?;
-    paint.line("36", "server", &format!("{} with its data in {}", client.base, config.data_dir.display()));
+    paint.line(
+        "36",
+        "server",
+        &format!("{} with its data in {}", client.base, config.data_dir.display()),
+    );
     let outcome = tokio::time::timeout(PATIENCE, session(&client, &model, &paint)).await;
     let shown = match outcome {
         Ok(Ok(session)) => show_file(&server, &session, &paint).await.map(|()| session),
@@ -148,7 +153,9 @@ async fn session(client: &Client, model: &str, paint: &Paint) -> anyhow::Result<
     let agent = client
         .post("/v1/agents", json!({ "name": "demo", "model": model, "tools": [{ "type": "agent_toolset_20260401" }] }))
         .await?;
-    let environment = client.post("/v1/environments", json!({ "name": "demo", "config": { "type": "cloud" } })).await?;
+    let environment = client
+        .post("/v1/environments", json!({ "name": "demo", "config": { "type": "cloud" } }))
+        .await?;
     let session = client
         .post("/v1/sessions", json!({ "agent": agent["id"], "environment_id": environment["id"], "title": "Vaquero demo" }))
         .await?;
@@ -182,7 +189,9 @@ fn show(event: &Value, paint: &Paint) -> Option<anyhow::Result<()>> {
     match event["type"].as_str().unwrap_or_default() {
         "agent.message" => paint.line("32", "agent", &texts(&event["content"])),
         "agent.tool_use" => {
-            let input = event["input"]["command"].as_str().map_or_else(|| event["input"].to_string(), str::to_owned);
+            let input = event["input"]["command"]
+                .as_str()
+                .map_or_else(|| event["input"].to_string(), str::to_owned);
             paint.line("35", event["name"].as_str().unwrap_or("tool"), &input);
         }
         "agent.tool_result" => {
@@ -198,7 +207,9 @@ fn show(event: &Value, paint: &Paint) -> Option<anyhow::Result<()>> {
                 paint.line("36", "idle", "the turn is over");
                 return Some(Ok(()));
             }
-            return Some(Err(anyhow::anyhow!("the turn ended with `{reason}` instead of `end_turn`")));
+            return Some(Err(anyhow::anyhow!(
+                "the turn ended with `{reason}` instead of `end_turn`"
+            )));
         }
         _ => {}
     }
@@ -206,7 +217,9 @@ fn show(event: &Value, paint: &Paint) -> Option<anyhow::Result<()>> {
 }
 
 async fn show_file(server: &Server, session: &str, paint: &Paint) -> anyhow::Result<()> {
-    let content = read_back(server, session).await.context("fibonacci.txt cannot be read back from the sandbox")?;
+    let content = read_back(server, session)
+        .await
+        .context("fibonacci.txt cannot be read back from the sandbox")?;
     let numbers: Vec<&str> = content.split_whitespace().collect();
     paint.line("36", "file", &format!("/workspace/fibonacci.txt\n{}", numbers.join(" ")));
     if numbers.len() != 20 || numbers.last() != Some(&"4181") {
@@ -235,7 +248,9 @@ fn how_to_go_on(client: &Client, session: &str, kept: bool) {
     say!("TypeScript SDK:  new Anthropic({{ baseURL: \"{base}\", apiKey: \"{key}\" }})");
     say!("Any SDK:         export ANTHROPIC_BASE_URL={base} ANTHROPIC_API_KEY=\"{key}\"");
     if kept {
-        say!("curl:            curl {base}/v1/sessions/{session}/events -H 'authorization: Bearer {key}'");
+        say!(
+            "curl:            curl {base}/v1/sessions/{session}/events -H 'authorization: Bearer {key}'"
+        );
     } else {
         say!("curl:            curl {base}/v1/agents -H 'authorization: Bearer …'");
     }

@@ -2,12 +2,7 @@
 
 use super::{say, serve::runtime};
 use crate::config::{Config, ServeArgs};
-use std::{
-    io::IsTerminal,
-    net::TcpListener,
-    path::Path,
-    process::ExitCode,
-};
+use std::{io::IsTerminal, net::TcpListener, path::Path, process::ExitCode};
 use vaquero_sandbox::{WallState, probe};
 
 #[derive(Debug, clap::Args)]
@@ -51,10 +46,17 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     data_directory(&mut report, &config);
     match TcpListener::bind(config.listen) {
         Ok(_) => report.ok("listen", &format!("{} is free", config.listen)),
-        Err(error) => report.weak("listen", &format!("{}: {error}; a server may be running there, or choose another --listen", config.listen)),
+        Err(error) => report.weak(
+            "listen",
+            &format!(
+                "{}: {error}; a server may be running there, or choose another --listen",
+                config.listen
+            ),
+        ),
     }
     match &config.anthropic_api_key {
-        None => report.weak("upstream model", "no key; set VAQUERO_ANTHROPIC_API_KEY or ANTHROPIC_API_KEY"),
+        None => report
+            .weak("upstream model", "no key; set VAQUERO_ANTHROPIC_API_KEY or ANTHROPIC_API_KEY"),
         Some(_) => match crate::server::upstream(&config) {
             Ok(_) => report.ok("upstream model", &config.anthropic_base_url),
             Err(error) => report.missing("upstream model", &format!("{error:#}")),
@@ -63,7 +65,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let walls = runtime()?.block_on(probe(Path::new("/proc/self/exe")))?.walls;
     for wall in walls {
         let what = format!("sandbox, {}", wall.name);
-        let detail = if wall.fix.is_empty() { wall.detail } else { format!("{}. {}", wall.detail, wall.fix) };
+        let detail = if wall.fix.is_empty() {
+            wall.detail
+        } else {
+            format!("{}. {}", wall.detail, wall.fix)
+        };
         match wall.state {
             WallState::Ok => report.ok(&what, &detail),
             WallState::Degraded => report.weak(&what, &detail),
@@ -79,8 +85,14 @@ fn data_directory(report: &mut Report, config: &Config) {
     match vaquero_store_sqlite::measure_fdatasync(&place) {
         Ok(time) => report.ok(
             "data directory",
-            &format!("{}; a flush to disk takes {:.2} ms (median)", directory.display(), time.as_secs_f64() * 1_000.0),
+            &format!(
+                "{}; a flush to disk takes {:.2} ms (median)",
+                directory.display(),
+                time.as_secs_f64() * 1_000.0
+            ),
         ),
-        Err(error) => report.missing("data directory", &format!("{}: {error}", directory.display())),
+        Err(error) => {
+            report.missing("data directory", &format!("{}: {error}", directory.display()))
+        }
     }
 }

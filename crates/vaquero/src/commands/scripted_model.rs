@@ -28,8 +28,14 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     runtime()?.block_on(async {
         let listener = TcpListener::bind(args.listen).await?;
-        say!("The scripted stand-in model (not a language model) listens on http://{}", listener.local_addr()?);
-        say!("Use it with VAQUERO_ANTHROPIC_BASE_URL=http://{} VAQUERO_ANTHROPIC_API_KEY=scripted", listener.local_addr()?);
+        say!(
+            "The scripted stand-in model (not a language model) listens on http://{}",
+            listener.local_addr()?
+        );
+        say!(
+            "Use it with VAQUERO_ANTHROPIC_BASE_URL=http://{} VAQUERO_ANTHROPIC_API_KEY=scripted",
+            listener.local_addr()?
+        );
         let scripted = if args.instant { Scripted::forgetful() } else { Scripted::new() };
         scripted.serve(listener).await?;
         Ok(ExitCode::SUCCESS)

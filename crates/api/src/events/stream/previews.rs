@@ -24,10 +24,15 @@ pub(super) struct Previews {
 impl Previews {
     pub(super) fn decode(wanted: &[String]) -> Result<Self> {
         if wanted.len() > MOST {
-            return Err(ApiError::invalid(format!("event_deltas: at most {MOST} values are allowed")).into());
+            return Err(ApiError::invalid(format!(
+                "event_deltas: at most {MOST} values are allowed"
+            ))
+            .into());
         }
         if let Some(other) = wanted.iter().find(|value| !KNOWN.contains(&value.as_str())) {
-            let message = format!("event_deltas: unknown value `{other}`; expected `agent.message` or `agent.thinking`");
+            let message = format!(
+                "event_deltas: unknown value `{other}`; expected `agent.message` or `agent.thinking`"
+            );
             return Err(ApiError::invalid(message).into());
         }
         let has = |name: &str| wanted.iter().any(|value| value == name);
@@ -47,11 +52,15 @@ impl Previews {
                     "agent.thinking" => self.thinking,
                     _ => false,
                 };
-                if !wanted || only.is_some_and(|only| only != thread) || self.open.contains_key(event) {
+                if !wanted
+                    || only.is_some_and(|only| only != thread)
+                    || self.open.contains_key(event)
+                {
                     return None;
                 }
                 self.open.insert(event.clone(), true);
-                let data = json!({ "type": "event_start", "event": { "type": event_type, "id": event } });
+                let data =
+                    json!({ "type": "event_start", "event": { "type": event_type, "id": event } });
                 Some(frames::provisional("event_start", &data))
             }
             Delta::Text { event, index, text, .. } => {
