@@ -1,2 +1,79 @@
-//! Placeholder.
-fn main() {}
+//! The project's own chores: `cargo xtask test` sets up what the tests need and runs all of them.
+
+mod deps;
+mod sdk;
+mod tally;
+
+use anyhow::{Context, bail};
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, ExitCode},
+};
+use tally::Tally;
+
+const HELP: &str = "cargo xtask COMMAND
+
+  test    set up what the tests need and run everything
+  deps    check which crate may depend on which
+  sdk     run the official SDKs' suites alone
+";
+
+fn main() -> ExitCode {
+    let outcome = match std::env::args().nth(1).as_deref() {
+        Some("test") => test(),
+        Some("deps") => deps::check().map(|()| true),
+        Some("sdk") => build().and_then(|()| {
+            let mut tally = Tally::default();
+            sdk::run(&mut tally)?;
+            Ok(tally.close())
+        }),
+        _ => {
+            show(HELP);
+            Ok(true)
+        }
+    };
+    match outcome {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            show(&format!("xtask: {error:#}\n"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Writes to standard output.
+fn show(text: &str) {
+    use std::io::Write as _;
+    drop(std::io::stdout().write_all(text.as_bytes()));
+}
+
+/// The repository's root.
+fn root() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.parent().unwrap_or(here).to_owned()
+}
+
+fn cargo(arguments: &[&str]) -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.args(arguments).current_dir(root());
+    command
+}
+
+fn build() -> anyhow::Result<()> {
+    let built =
+        cargo(&["build", "--package", "vaquero"]).status().context("cargo cannot be started")?;
+    if !built.success() {
+        bail!("the server does not build");
+    }
+    Ok(())
+}
+
+fn test() -> anyhow::Result<bool> {
+    deps::check()?;
+    build()?;
+    let mut tally = Tally::default();
+    tally.cargo_test()?;
+    sdk::run(&mut tally)?;
+    Ok(tally.close())
+}

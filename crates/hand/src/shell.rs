@@ -244,7 +244,9 @@ impl Owner {
             match self.start() {
                 Ok(bash) => self.state = State::Alive(bash),
                 Err(error) => {
-                    return ToolResult::error(format!("bash: the shell cannot be started: {error}"));
+                    return ToolResult::error(format!(
+                        "bash: the shell cannot be started: {error}"
+                    ));
                 }
             }
         }

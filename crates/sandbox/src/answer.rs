@@ -262,7 +262,7 @@ mod tests {
             &long,
             &deep,
         ] {
-            assert!(read(bad.as_bytes()).is_err(), "{:.80}", bad);
+            assert!(read(bad.as_bytes()).is_err(), "{bad:.80}");
         }
     }
 }

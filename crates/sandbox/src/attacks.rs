@@ -62,9 +62,11 @@ pub async fn run_all(provider: &dyn ComputeProvider) -> Vec<Verdict> {
         next: AtomicU64::new(1),
     };
     let mut verdicts = Vec::new();
-    for table in [host::ATTACKS, files::ATTACKS, kernel::ATTACKS, network::ATTACKS, resources::ATTACKS] {
+    for table in
+        [host::ATTACKS, files::ATTACKS, kernel::ATTACKS, network::ATTACKS, resources::ATTACKS]
+    {
         for attack in table {
-            let limit = Duration::from_secs(180);
+            let limit = Duration::from_mins(3);
             let outcome = tokio::time::timeout(limit, (attack.run)(&arena)).await;
             let outcome = outcome.unwrap_or_else(|_| Err("it did not end".to_owned()));
             verdicts.push(Verdict { number: attack.number, name: attack.name, outcome });

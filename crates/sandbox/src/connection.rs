@@ -26,7 +26,7 @@ pub(crate) const RESULT: usize = 40 << 20;
 /// Frames up to this size are read without asking for a share of the memory for large ones.
 const MODEST: usize = 256 << 10;
 /// From its first byte, a frame has to be complete within this time.
-const FRAME_TIMEOUT: Duration = Duration::from_secs(60);
+const FRAME_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// What all connections of a provider share.
 #[derive(Debug, Clone)]
@@ -81,7 +81,9 @@ pub(crate) struct Connection {
 
 impl std::fmt::Debug for Connection {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Connection").field("closed", &self.closed.is_cancelled()).finish()
+        f.debug_struct("Connection")
+            .field("closed", &self.closed.is_cancelled())
+            .finish_non_exhaustive()
     }
 }
 
@@ -137,12 +139,12 @@ impl Connection {
 
     /// Ends it: whoever waits is told that the sandbox is gone.
     pub(crate) fn close(&self, why: &str) {
-        finish(&self.state, &self.closed, End::Gone(why.to_owned()));
+        finish(&self.state, &self.closed, &End::Gone(why.to_owned()));
     }
 
     /// Ends it as broken.
     fn give_up(&self, why: String) {
-        finish(&self.state, &self.closed, End::Broken(why));
+        finish(&self.state, &self.closed, &End::Broken(why));
     }
 
     /// Asks, and waits for the answer. No answer in time breaks the connection.
@@ -211,7 +213,7 @@ impl Drop for Busy<'_> {
     }
 }
 
-fn finish(state: &Mutex<State>, closed: &CancellationToken, end: End) {
+fn finish(state: &Mutex<State>, closed: &CancellationToken, end: &End) {
     let waiting = {
         let mut state = locked(state);
         if state.end.is_some() {
@@ -298,7 +300,7 @@ impl Reader {
         if let End::Broken(why) = &end {
             tracing::warn!(why, "a sandbox broke the protocol and is cut off");
         }
-        finish(&self.state, &self.closed, end);
+        finish(&self.state, &self.closed, &end);
     }
 
     /// Reads one frame and hands it to whoever asked.
@@ -405,9 +407,9 @@ mod tests {
         });
         let ask = || connection.ask(FENCE, Op::Hello {}, LONG);
         let (one, two) = tokio::join!(ask(), ask());
-        let generation = |a: Result<Answer, SandboxError>| match a.unwrap() {
-            Answer::Hello { generation, .. } => generation,
-            other => panic!("{other:?}"),
+        let generation = |a: Result<Answer, SandboxError>| {
+            let Answer::Hello { generation, .. } = a.unwrap() else { panic!("no greeting") };
+            generation
         };
         assert_eq!((generation(one), generation(two)), (1, 2));
         drop(hand.join().unwrap());

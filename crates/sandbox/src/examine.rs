@@ -11,7 +11,7 @@ use tokio::process::Command;
 use crate::error::SandboxError;
 use crate::report::Report;
 
-const TIMEOUT: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_mins(1);
 
 /// Tries every wall of the local provider on its own, for `doctor`. `exe` is the executable with the
 /// `launcher` subcommand, normally `/proc/self/exe`.

@@ -180,7 +180,8 @@ fn parse(args: &[std::ffi::OsString]) -> Result<Options, String> {
 
 /// Takes over the directory and makes ready for the first sandbox.
 fn open(options: &Options) -> Result<office::Office, Trouble> {
-    start::settle().map_err(|e| Trouble::io("cannot set the launcher's process up", &e))?;
+    let reserved =
+        start::settle().map_err(|e| Trouble::io("cannot set the launcher's process up", &e))?;
     let lock = lock(options)?;
     let exe = start::sealed_exe().map_err(|e| {
         Trouble::new(
@@ -194,7 +195,7 @@ fn open(options: &Options) -> Result<office::Office, Trouble> {
         .map_err(|e| Trouble::io("cannot make the root skeleton", &e))?;
     let listener = start::listen(&options.dir)
         .map_err(|e| Trouble::io("cannot listen on the launcher's socket", &e))?;
-    let made = start::Ready { lock, exe, filter, cgroups, skeleton, listener };
+    let made = start::Ready { reserved, lock, exe, filter, cgroups, skeleton, listener };
     Ok(office::Office::new(options.clone(), made))
 }
 

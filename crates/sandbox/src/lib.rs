@@ -2,9 +2,12 @@
 //! It knows nothing of sessions beyond their ids, of models, or of the store.
 
 mod answer;
+#[cfg(feature = "attacks")]
+pub mod attacks;
 mod connection;
 mod error;
 mod examine;
+mod hand;
 mod launcher;
 mod local;
 mod remove;
@@ -13,6 +16,7 @@ mod seam;
 
 pub use error::SandboxError;
 pub use examine::{measure_bare, probe};
+pub use hand::hand_main;
 pub use launcher::launcher_main;
 pub use local::{LimitsMode, LocalConfig, LocalProvider, UnsafeHost};
 pub use report::{Report, Wall, WallState};

@@ -4,8 +4,10 @@
 mod canary;
 mod config;
 mod found;
+mod idle;
 mod post;
 mod sandbox;
+mod unsafe_host;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
@@ -19,11 +21,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::{OwnedMutexGuard, Semaphore};
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use config::{LimitsMode, LocalConfig};
+pub use unsafe_host::UnsafeHost;
 
 use self::found::Found;
 use self::sandbox::LocalSandbox;
@@ -38,9 +40,9 @@ use crate::seam::{
 };
 
 /// A sandbox has to be there, or refused, within this time.
-const ENSURE_TIMEOUT: Duration = Duration::from_secs(60);
+const ENSURE_TIMEOUT: Duration = Duration::from_mins(1);
 /// Killing a sandbox means waiting for everything in it.
-const STOP_TIMEOUT: Duration = Duration::from_secs(60);
+const STOP_TIMEOUT: Duration = Duration::from_mins(1);
 /// Most bytes of names and values in a sandbox's environment.
 const MAX_ENV: usize = 32 << 10;
 /// Session ids beginning so are the provider's own.
@@ -50,12 +52,6 @@ const CANARY: &str = "canary-";
 #[derive(Debug, Clone)]
 pub struct LocalProvider {
     inner: Arc<Inner>,
-}
-
-/// The way around isolation that an operator has to name: the same hand, on the host itself.
-#[derive(Debug, Clone)]
-pub struct UnsafeHost {
-    local: LocalProvider,
 }
 
 #[derive(Debug)]
@@ -93,7 +89,7 @@ impl LocalProvider {
             provider.shutdown(true).await;
             return Err(error);
         }
-        let idle = idle_watch(Arc::downgrade(&provider.inner));
+        let idle = idle::watch(Arc::downgrade(&provider.inner));
         let stopping = provider.inner.stopping.clone();
         provider.inner.shared.tasks.spawn(async move {
             stopping.run_until_cancelled(idle).await;
@@ -116,13 +112,6 @@ impl LocalProvider {
         };
         let destroyed = self.destroy(&session).await;
         checked.and(destroyed)
-    }
-}
-
-impl UnsafeHost {
-    /// Starts or re-adopts a launcher that isolates nothing, and proves that commands run.
-    pub async fn start(config: LocalConfig) -> Result<Self, SandboxError> {
-        Ok(Self { local: LocalProvider::open(config, false).await? })
     }
 }
 
@@ -164,7 +153,7 @@ impl Inner {
             turns: Mutex::default(),
             discarded: AtomicU64::new(0),
         };
-        inner.empty_trash().await;
+        inner.empty_trash();
         Ok(inner)
     }
 
@@ -356,7 +345,9 @@ impl Inner {
     async fn discard(&self, session: &str) -> Result<(), SandboxError> {
         let number = self.discarded.fetch_add(1, Ordering::Relaxed);
         let from = self.options.workspaces.join(session);
-        let to = self.trash.join(format!("{session}.{}.{number}", std::process::id()));
+        // In a container every server may have the same process id.
+        let moment = crate::launcher::now().as_nanos();
+        let to = self.trash.join(format!("{session}.{moment}.{number}"));
         let removed = tokio::task::spawn_blocking(move || {
             match fs::rename(&from, &to) {
                 Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -371,18 +362,17 @@ impl Inner {
             .map_err(|e| SandboxError::io("cannot remove the session's workspace", e))
     }
 
-    /// Removes what an earlier server had begun to remove.
-    async fn empty_trash(&self) {
-        let trash = self.trash.clone();
-        let emptied = tokio::task::spawn_blocking(move || -> io::Result<()> {
-            for entry in fs::read_dir(&trash)? {
-                remove_tree(&entry?.path())?;
+    /// Removes what an earlier server had begun to remove, while this one already works.
+    fn empty_trash(&self) {
+        let Ok(entries) = fs::read_dir(&self.trash) else { return };
+        let old: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+        self.shared.tasks.spawn_blocking(move || {
+            for path in old {
+                if let Err(error) = remove_tree(&path) {
+                    tracing::warn!(path = %path.display(), %error, "cannot remove old files");
+                }
             }
-            Ok(())
         });
-        if let Ok(Err(error)) = emptied.await {
-            tracing::warn!(%error, "cannot empty the trash of the data directory");
-        }
     }
 
     async fn list(&self) -> Result<Vec<Listed>, SandboxError> {
@@ -426,8 +416,10 @@ fn done(answer: Result<(Answer, Option<OwnedFd>), SandboxError>) -> Result<(), S
 fn check_spec(spec: &SandboxSpec) -> Result<(), SandboxError> {
     let invalid = |what: &str| Err(SandboxError::Invalid(what.to_owned()));
     let Limits { memory_bytes, pids, cpu_millis, tmp_bytes, workspace_bytes } = spec.limits;
-    if memory_bytes < 16 << 20 || pids < 8 || cpu_millis < 10 {
-        return invalid("a sandbox needs at least 16 MiB of memory, 8 processes and 1% of a core");
+    if memory_bytes < 16 << 20 || !(8..=1 << 20).contains(&pids) || cpu_millis < 10 {
+        return invalid(
+            "a sandbox needs at least 16 MiB of memory, 8 to 1048576 processes and 1% of a core",
+        );
     }
     if tmp_bytes < 4096 || workspace_bytes < 4096 {
         return invalid("a sandbox needs at least 4 KiB in /tmp and in its workspace");
@@ -449,56 +441,6 @@ fn check_spec(spec: &SandboxSpec) -> Result<(), SandboxError> {
 fn make_private(dir: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
     fs::set_permissions(dir, std::os::unix::fs::PermissionsExt::from_mode(0o700))
-}
-
-/// Stops sandboxes that nobody has used for a while, also those that no session has asked for since
-/// this server started.
-async fn idle_watch(inner: std::sync::Weak<Inner>) {
-    let mut unclaimed: HashMap<(SandboxKey, u64), Instant> = HashMap::new();
-    loop {
-        let Some(limit) = inner.upgrade().map(|inner| inner.config.idle_stop) else { return };
-        let pause = (limit / 4).clamp(Duration::from_millis(20), Duration::from_secs(30));
-        tokio::time::sleep(pause).await;
-        let Some(inner) = inner.upgrade() else { return };
-        let Ok(living) = inner.list().await else { continue };
-        let mut idle = Vec::new();
-        let mut seen = HashMap::new();
-        for Listed { key, generation } in living {
-            let used = match inner.known(&key, generation) {
-                Some(sandbox) => sandbox.connection.idle(),
-                None => {
-                    let entry = (key.clone(), generation);
-                    let since = unclaimed.get(&entry).copied().unwrap_or_else(Instant::now);
-                    seen.insert(entry, since);
-                    Some(since.elapsed())
-                }
-            };
-            if used.is_some_and(|used| used >= limit) {
-                idle.push((key, generation));
-            }
-        }
-        unclaimed = seen;
-        for (key, generation) in idle {
-            inner.stop_if_idle(&key, generation, limit).await;
-        }
-    }
-}
-
-impl Inner {
-    async fn stop_if_idle(&self, key: &SandboxKey, generation: u64, limit: Duration) {
-        let _turn = self.turn(&key.session).await;
-        // While this waited for its turn, a call may have come.
-        let busy = self
-            .known(key, generation)
-            .is_some_and(|s| s.connection.idle().is_none_or(|idle| idle < limit));
-        if busy {
-            return;
-        }
-        tracing::debug!(%key, "stopping an idle sandbox");
-        if let Err(error) = self.end(key).await {
-            tracing::warn!(%key, %error, "cannot stop an idle sandbox");
-        }
-    }
 }
 
 #[async_trait]
@@ -555,45 +497,5 @@ impl ComputeProvider for LocalProvider {
             found::quit(&launcher.post).await;
         }
         launcher.post.close();
-    }
-}
-
-#[async_trait]
-impl ComputeProvider for UnsafeHost {
-    fn capabilities(&self) -> Capabilities {
-        self.local.capabilities()
-    }
-
-    async fn ensure(
-        &self,
-        key: &SandboxKey,
-        spec: &SandboxSpec,
-    ) -> Result<Arc<dyn Sandbox>, SandboxError> {
-        self.local.ensure(key, spec).await
-    }
-
-    async fn attach(
-        &self,
-        key: &SandboxKey,
-        generation: u64,
-        epoch: u64,
-    ) -> Result<Option<Arc<dyn Sandbox>>, SandboxError> {
-        self.local.attach(key, generation, epoch).await
-    }
-
-    async fn stop(&self, key: &SandboxKey) -> Result<(), SandboxError> {
-        self.local.stop(key).await
-    }
-
-    async fn destroy(&self, session: &str) -> Result<(), SandboxError> {
-        self.local.destroy(session).await
-    }
-
-    async fn reap(&self, keep: &BTreeSet<String>) -> Result<usize, SandboxError> {
-        self.local.reap(keep).await
-    }
-
-    async fn shutdown(&self, linger: bool) {
-        self.local.shutdown(linger).await;
     }
 }

@@ -114,7 +114,7 @@ mod tests {
             rustix::fs::mkdirat(&dir, "deep", Mode::RWXU).unwrap();
             dir = rustix::fs::openat(&dir, "deep", OFlags::DIRECTORY, Mode::empty()).unwrap();
         }
-        fs::set_permissions(tree.join("closed"), fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(tree.join("closed"), fs::Permissions::from_mode(0o0)).unwrap();
         remove_tree(&tree).unwrap();
         assert!(!tree.exists());
         assert_eq!(fs::read_to_string(outside.join("kept")).unwrap(), "kept");

@@ -13,7 +13,7 @@ use super::{Trouble, now, probe, start};
 
 /// Microseconds each of `count` bare sandboxes took from clone to the end of `true`.
 pub(crate) fn measure(count: usize) -> Result<Vec<u64>, Trouble> {
-    start::settle().map_err(|e| probe::explain("set the process up", &e))?;
+    let _reserved = start::settle().map_err(|e| probe::explain("set the process up", &e))?;
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let exe = rustix::fs::open("/bin/true", flags, Mode::empty())
         .map_err(|e| probe::explain("open /bin/true", &e.into()))?;
@@ -47,5 +47,5 @@ fn once(exe: &OwnedFd) -> Result<u64, Trouble> {
     if status.and_then(|s| s.exit_status()) != Some(0) {
         return Err(Trouble::new("a bare sandbox failed", "run `vaquero doctor`"));
     }
-    Ok(u64::try_from((now() - started).as_micros()).unwrap_or(u64::MAX))
+    Ok(u64::try_from(now().saturating_sub(started).as_micros()).unwrap_or(u64::MAX))
 }

@@ -6,6 +6,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::lockdown::PIDS_RESERVE;
 use crate::seam::{Limits, LimitsBy};
 
 const CONTROLLERS: [&str; 3] = ["memory", "pids", "cpu"];
@@ -149,7 +150,7 @@ fn limit_v2(dir: &Path, limits: &Limits) -> io::Result<()> {
     if swap.exists() {
         write(&swap, "0")?;
     }
-    write(&dir.join("pids.max"), &limits.pids.to_string())?;
+    write(&dir.join("pids.max"), &(limits.pids + PIDS_RESERVE).to_string())?;
     let quota = u64::from(limits.cpu_millis).saturating_mul(100);
     write(&dir.join("cpu.max"), &format!("{quota} 100000"))
 }
@@ -164,7 +165,7 @@ fn limit_v1(dirs: &[PathBuf], limits: &Limits) -> io::Result<()> {
     if with_swap.exists() {
         write(&with_swap, &bytes)?;
     }
-    write(&pids.join("pids.max"), &limits.pids.to_string())?;
+    write(&pids.join("pids.max"), &(limits.pids + PIDS_RESERVE).to_string())?;
     let quota = u64::from(limits.cpu_millis).saturating_mul(100);
     write(&cpu.join("cpu.cfs_period_us"), "100000")?;
     write(&cpu.join("cpu.cfs_quota_us"), &quota.to_string())

@@ -24,11 +24,18 @@ const KEPT: CapabilitySet = CapabilitySet::CHOWN
 
 const MAX_FILES: u64 = 16_384;
 
+/// Processes and threads beyond the limit, so that a PID 1 that keeps its children to the limit can
+/// still answer when they have used it up.
+pub(crate) const PIDS_RESERVE: u32 = 32;
+
 /// Lowers what one process may use. Hard limits can only go down: where the host's is lower, that one stays.
 pub(crate) fn limit_resources(limits: &Limits, degraded: bool) -> io::Result<()> {
     lower(Resource::Core, 0)?;
     lower(Resource::Nofile, MAX_FILES)?;
-    lower(Resource::Nproc, limits.pids.into())?;
+    // Each process may only use the limit; the reserve above it is for PID 1, should it raise its own.
+    let most = lower(Resource::Nproc, (limits.pids + PIDS_RESERVE).into())?;
+    let current = Some(most.min(limits.pids.into()));
+    setrlimit(Resource::Nproc, Rlimit { current, maximum: Some(most) })?;
     lower(Resource::Fsize, limits.workspace_bytes)?;
     lower(Resource::Memlock, 8 << 20)?;
     lower(Resource::Msgqueue, 819_200)?;
@@ -38,9 +45,10 @@ pub(crate) fn limit_resources(limits: &Limits, degraded: bool) -> io::Result<()>
     Ok(())
 }
 
-fn lower(resource: Resource, wanted: u64) -> io::Result<()> {
+fn lower(resource: Resource, wanted: u64) -> io::Result<u64> {
     let hard = getrlimit(resource).maximum.map_or(wanted, |hard| hard.min(wanted));
-    Ok(setrlimit(resource, Rlimit { current: Some(hard), maximum: Some(hard) })?)
+    setrlimit(resource, Rlimit { current: Some(hard), maximum: Some(hard) })?;
+    Ok(hard)
 }
 
 /// Gives up every capability but the kept ones, for good.

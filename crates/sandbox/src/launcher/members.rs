@@ -23,6 +23,7 @@ use super::start::Ready;
 use super::sys::{self, Cloned};
 use super::uids::{IdMapping, RANGE};
 use super::{Trouble, now, probe};
+use crate::hand::command_line;
 use crate::seam::{Limits, SandboxKey};
 
 /// A child that has not become PID 1 within this time never will.
@@ -110,9 +111,9 @@ impl Member {
         let failed = |what: &'static str| move |e: io::Error| probe::explain(what, &e);
         let pipe =
             || pipe_with(PipeFlags::CLOEXEC).map_err(|e| probe::explain("make a pipe", &e.into()));
-        let kind = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let (control, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, kind, None)
-            .map_err(|e| probe::explain("make a socket", &e.into()))?;
+        let (control, theirs) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+                .map_err(|e| probe::explain("make a socket", &e.into()))?;
         let ((go, go_write), (starting, failure)) = (pipe()?, pipe()?);
         let plan = Plan {
             walls: walls(order, ready).map_err(failed("open the session's directories"))?,
@@ -120,7 +121,7 @@ impl Member {
             degraded: ready.cgroups.is_none(),
             filter: &ready.filter,
             exe: &ready.exe,
-            argv: arguments(order.generation).map_err(failed("name the generation"))?,
+            argv: arguments(order).map_err(failed("name the directories"))?,
             envp: environment(order).map_err(failed("set the environment"))?,
             control: theirs,
             entries: group.entries().map_err(failed("enter the cgroup"))?,
@@ -214,7 +215,13 @@ impl Dying {
             match rustix::process::waitid(WaitId::PidFd(pidfd.as_fd()), options) {
                 Ok(None) => return false,
                 // PID 1 is collected only after everything else in its namespace is gone.
-                Ok(Some(_)) | Err(_) => self.pidfd = None,
+                Ok(Some(status)) => {
+                    self.pidfd = None;
+                    if status.terminating_signal() != Some(libc::SIGKILL) {
+                        super::log(&format!("{}: PID 1 ended by itself: {status:?}", self.key));
+                    }
+                }
+                Err(_) => self.pidfd = None,
             }
         }
         self.group.remove()
@@ -232,18 +239,11 @@ fn walls(order: &Order<'_>, ready: &Ready) -> io::Result<Walls> {
     Ok(Walls::Isolated { root: Box::new(root), own_ids: order.base.is_some() })
 }
 
-fn arguments(generation: u64) -> io::Result<Vec<CString>> {
-    [
-        "vaquero",
-        "hand",
-        "--control-fd",
-        &CONTROL_FD.to_string(),
-        "--generation",
-        &generation.to_string(),
-    ]
-    .into_iter()
-    .map(|arg| Ok(CString::new(arg)?))
-    .collect()
+fn arguments(order: &Order<'_>) -> io::Result<Vec<CString>> {
+    let (workdir, spill) =
+        (order.session.join("workspace"), order.session.join("home/.tool-results"));
+    let places = (!order.isolated).then_some((workdir.as_path(), spill.as_path()));
+    command_line(CONTROL_FD, order.generation, places)
 }
 
 fn environment(order: &Order<'_>) -> io::Result<Vec<CString>> {
@@ -260,13 +260,12 @@ fn environment(order: &Order<'_>) -> io::Result<Vec<CString>> {
 
 fn map_ids(pid: libc::pid_t, base: Option<u32>) -> io::Result<()> {
     let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-    let (uids, gids) = match base {
-        Some(base) => (format!("0 {base} {RANGE}"), format!("0 {base} {RANGE}")),
-        None => {
-            // Without this the kernel lets no ordinary user map a group.
-            fs::write(format!("/proc/{pid}/setgroups"), "deny")?;
-            (format!("0 {uid} 1"), format!("0 {gid} 1"))
-        }
+    let (uids, gids) = if let Some(base) = base {
+        (format!("0 {base} {RANGE}"), format!("0 {base} {RANGE}"))
+    } else {
+        // Without this the kernel lets no ordinary user map a group.
+        fs::write(format!("/proc/{pid}/setgroups"), "deny")?;
+        (format!("0 {uid} 1"), format!("0 {gid} 1"))
     };
     fs::write(format!("/proc/{pid}/uid_map"), uids)?;
     fs::write(format!("/proc/{pid}/gid_map"), gids)

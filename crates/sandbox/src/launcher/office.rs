@@ -17,7 +17,7 @@ use super::{Options, Trouble, limits_by, log, now, probe};
 use crate::seam::{SandboxKey, check_part};
 
 /// How long a launcher that nobody ever spoke to waits for its server.
-const FIRST_HELLO: Duration = Duration::from_secs(60);
+const FIRST_HELLO: Duration = Duration::from_mins(1);
 /// How long the dying may take when everything ends.
 const QUIT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often groups of the dead are tried again.
@@ -109,7 +109,7 @@ impl Office {
             }
         }
         log("ended");
-        drop(self.ready.lock);
+        drop((self.ready.lock, self.ready.reserved));
         0
     }
 
@@ -395,7 +395,7 @@ impl Office {
         for key in late {
             let trouble =
                 Trouble::new("the sandbox did not start in time", "see the launcher's log");
-            self.fail(&key, trouble);
+            self.fail(&key, &trouble);
         }
         for key in stirred {
             let Some(member) = self.members.get_mut(key) else { continue };
@@ -405,7 +405,7 @@ impl Office {
                 if spoke.is_ok_and(|n| n > 0)
                     && let Some(Err(trouble)) = member.progress()
                 {
-                    self.fail(key, trouble);
+                    self.fail(key, &trouble);
                     continue;
                 }
             }
@@ -419,7 +419,7 @@ impl Office {
     }
 
     /// Ends a sandbox that did not start and remembers why, for those who asked for it.
-    fn fail(&mut self, key: &SandboxKey, trouble: Trouble) {
+    fn fail(&mut self, key: &SandboxKey, trouble: &Trouble) {
         log(&format!("{key}: {}", trouble.what));
         self.kill(|k| k == key);
         let mut told = Vec::new();
@@ -430,7 +430,7 @@ impl Office {
         }
         for at in told.into_iter().rev() {
             let Waiting { connection, question, .. } = self.waiting.remove(at);
-            let Trouble { what, fix } = &trouble;
+            let Trouble { what, fix } = trouble;
             let answer = Answer::Failed { what: what.clone(), fix: fix.clone() };
             self.reply(connection, question.id, answer, None);
         }

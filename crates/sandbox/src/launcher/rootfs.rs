@@ -15,12 +15,15 @@ use rustix::mount::{
     mount_change, move_mount, open_tree, unmount,
 };
 
+use super::lockdown::PIDS_RESERVE;
 use super::sys::{ATTR_NODEV, ATTR_NOSUID, ATTR_RDONLY, mount_setattr};
 use crate::seam::Limits;
 
 /// The host's top-level entries that belong to `/usr`, wherever a distribution keeps them.
 const USR_ALIASES: [&str; 6] = ["bin", "sbin", "lib", "lib32", "lib64", "libx32"];
 const DEVICES: [&str; 5] = ["null", "zero", "full", "random", "urandom"];
+/// Once the numbers have wrapped around, the kernel hands out none below this.
+const KERNEL_RESERVED_PIDS: u32 = 300;
 /// A session's directories: name on disk, place in the sandbox.
 pub(crate) const SESSION_DIRS: [(&str, &CStr); 4] = [
     ("workspace", c"workspace"),
@@ -300,8 +303,8 @@ pub(crate) fn enter(plan: RootPlan) -> Result<(), Step> {
     }
     mount_kernel_file_systems(&plan.limits)?;
     if plan.pid_max {
-        // Below 301 the kernel refuses; where the file is not the namespace's own, nothing changes.
-        let value = plan.limits.pids.saturating_add(1).max(301).to_string();
+        // Where the file is not the namespace's own, the write fails and nothing changes.
+        let value = (KERNEL_RESERVED_PIDS + 1 + plan.limits.pids + PIDS_RESERVE).to_string();
         drop(fs::write("proc/sys/kernel/pid_max", value));
     }
     mask_proc()?;

@@ -19,6 +19,8 @@ use crate::remove::remove_tree;
 
 /// What a launcher holds for as long as it lives.
 pub(crate) struct Ready {
+    /// Holds the number of the control socket.
+    pub(crate) reserved: OwnedFd,
     pub(crate) lock: File,
     pub(crate) exe: OwnedFd,
     pub(crate) filter: Program,
@@ -28,19 +30,23 @@ pub(crate) struct Ready {
 }
 
 /// Leaves the server's session and directory, and takes the control socket's number out of circulation.
-pub(crate) fn settle() -> io::Result<()> {
+///
+/// What it returns must stay open, so that no later descriptor is overwritten in a child.
+pub(crate) fn settle() -> io::Result<OwnedFd> {
     // Already a session leader when started from a shell: then there is nothing to leave.
     rustix::process::setsid().ok();
     rustix::process::chdir("/")?;
     rustix::process::umask(Mode::from_raw_mode(0o022));
+    // Every sandbox takes a few descriptors here; how many one may have inside is another matter.
+    let mut files = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    files.current = files.maximum;
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, files)?;
     sys::close_from(CONTROL_FD);
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
     if null.as_raw_fd() != CONTROL_FD {
         return Err(io::Error::other("standard input, output and error must be open"));
     }
-    // Kept open for ever, so that no later descriptor of ours is overwritten in a child.
-    let _: i32 = std::os::fd::IntoRawFd::into_raw_fd(null);
-    Ok(())
+    Ok(null)
 }
 
 /// A copy of this executable that nobody can write to, not even through `/proc/1/exe`.

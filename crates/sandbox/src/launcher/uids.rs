@@ -29,9 +29,8 @@ impl IdMapping {
         if !rustix::process::geteuid().is_root() {
             return Self::Single;
         }
-        let covers = |file: &str| {
-            fs::read_to_string(file).is_ok_and(|map| map.lines().any(|line| covers_ranges(line)))
-        };
+        let covers =
+            |file: &str| fs::read_to_string(file).is_ok_and(|map| map.lines().any(covers_ranges));
         if covers("/proc/self/uid_map") && covers("/proc/self/gid_map") {
             Self::Ranges
         } else {

@@ -35,10 +35,10 @@ impl LocalConfig {
         Self {
             data_dir: data_dir.into(),
             limits_mode: LimitsMode::Enforced,
-            idle_stop: Duration::from_secs(15 * 60),
-            linger: Duration::from_secs(10 * 60),
+            idle_stop: Duration::from_mins(15),
+            linger: Duration::from_mins(10),
             launcher_exe: PathBuf::from("/proc/self/exe"),
-            call_ceiling: Duration::from_secs(4 * 60 * 60),
+            call_ceiling: Duration::from_hours(4),
         }
     }
 }

@@ -75,8 +75,11 @@ impl Post {
         self.closed.cancelled().await;
     }
 
+    /// Hangs up, for the launcher to see at once however long this value lives.
     pub(crate) fn close(&self) {
         self.closed.cancel();
+        // A launcher that is gone already has hung up itself.
+        rustix::net::shutdown(self.socket.get_ref(), rustix::net::Shutdown::Both).ok();
     }
 
     /// Asks, and waits at most `timeout` for the answer.
@@ -131,7 +134,7 @@ impl Post {
 
 impl Drop for Post {
     fn drop(&mut self) {
-        self.closed.cancel();
+        self.close();
     }
 }
 

@@ -31,14 +31,13 @@ impl LocalSandbox {
     /// Makes sure that the other end is a hand of the right version and generation.
     pub(crate) async fn greet(&self, epoch: u64) -> Result<(), SandboxError> {
         let fence = Fence { epoch, generation: self.generation };
-        match self.connection.ask(fence, Op::Hello {}, CONTROL_TIMEOUT).await? {
-            Answer::Hello { version, generation }
-                if version == VERSION && generation == self.generation =>
-            {
-                Ok(())
-            }
-            _ => Err(self.connection.mismatch("hello")),
+        let hello = self.connection.ask(fence, Op::Hello {}, CONTROL_TIMEOUT).await?;
+        if let Answer::Hello { version: VERSION, generation } = hello
+            && generation == self.generation
+        {
+            return Ok(());
         }
+        Err(self.connection.mismatch("hello"))
     }
 
     async fn control(&self, fence: Fence, op: Op) -> Result<Answer, SandboxError> {
@@ -67,33 +66,37 @@ impl Sandbox for LocalSandbox {
             input: input.clone(),
             timeout_ms,
         };
-        match self.connection.ask(fence, op, self.call_ceiling).await? {
-            Answer::Run(result) => Ok(result),
-            _ => Err(self.connection.mismatch("run")),
-        }
+        let Answer::Run(result) = self.connection.ask(fence, op, self.call_ceiling).await? else {
+            return Err(self.connection.mismatch("run"));
+        };
+        Ok(result)
     }
 
     async fn status(&self, call_id: &str, fence: Fence) -> Result<CallState, SandboxError> {
-        match self.control(fence, Op::Status { call_id: call_id.to_owned() }).await? {
-            Answer::Status(State::Unknown, None) => Ok(CallState::Unknown),
-            Answer::Status(State::Running, None) => Ok(CallState::Running),
-            Answer::Status(State::Finished, Some(result)) => Ok(CallState::Finished(result)),
-            Answer::Status(State::Finished, None) => Err(SandboxError::Acked),
-            _ => Err(self.connection.mismatch("status")),
+        let answer = self.control(fence, Op::Status { call_id: call_id.to_owned() }).await?;
+        let Answer::Status(state, result) = answer else {
+            return Err(self.connection.mismatch("status"));
+        };
+        match (state, result) {
+            (State::Unknown, None) => Ok(CallState::Unknown),
+            (State::Running, None) => Ok(CallState::Running),
+            (State::Finished, Some(result)) => Ok(CallState::Finished(result)),
+            (State::Finished, None) => Err(SandboxError::Acked),
+            (State::Unknown | State::Running, Some(_)) => Err(self.connection.mismatch("status")),
         }
     }
 
     async fn ack(&self, call_id: &str, fence: Fence) -> Result<(), SandboxError> {
-        match self.control(fence, Op::Ack { call_id: call_id.to_owned() }).await? {
-            Answer::Ack => Ok(()),
-            _ => Err(self.connection.mismatch("ack")),
-        }
+        let answer = self.control(fence, Op::Ack { call_id: call_id.to_owned() }).await?;
+        if matches!(answer, Answer::Ack) { Ok(()) } else { Err(self.connection.mismatch("ack")) }
     }
 
     async fn cancel(&self, call_id: &str, fence: Fence) -> Result<(), SandboxError> {
-        match self.control(fence, Op::Cancel { call_id: call_id.to_owned() }).await? {
-            Answer::Cancel => Ok(()),
-            _ => Err(self.connection.mismatch("cancel")),
+        let answer = self.control(fence, Op::Cancel { call_id: call_id.to_owned() }).await?;
+        if matches!(answer, Answer::Cancel) {
+            Ok(())
+        } else {
+            Err(self.connection.mismatch("cancel"))
         }
     }
 

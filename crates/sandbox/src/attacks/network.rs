@@ -1,0 +1,69 @@
+//! Reaching any other machine, or the host by its own addresses. A sandbox without a network has none of them.
+
+use std::net::{TcpListener, TcpStream, UdpSocket};
+
+use super::{Arena, Attack, attack, check, perl};
+use crate::seam::Networking;
+
+pub(super) const ATTACKS: &[Attack] = &[
+    attack!(26, "connect to the host's loopback", loopback),
+    attack!(27, "reach metadata services, private networks and gateways", addresses),
+    attack!(28, "send datagrams and pings anywhere", datagrams),
+];
+
+async fn loopback(arena: &Arena<'_>) -> Result<(), String> {
+    let v4 = TcpListener::bind("127.0.0.1:0").map_err(|e| e.to_string())?;
+    let port = v4.local_addr().map_err(|e| e.to_string())?.port();
+    // A host may be without IPv6; then there is only one address to try.
+    let _v6 = TcpListener::bind(("::1", port));
+    TcpStream::connect(("127.0.0.1", port)).map_err(|e| format!("not even on the host: {e}"))?;
+    let script = format!(
+        "for h in 127.0.0.1 ::1 localhost 0.0.0.0 127.1.2.3; do (exec 3<>/dev/tcp/$h/{port}) 2>/dev/null && echo reached $h; done; \
+         perl -MSocket -e 'socket(my $s, AF_INET, SOCK_STREAM, 0); connect($s, sockaddr_in({port}, INADDR_LOOPBACK)) or print $!+0, \"\\n\"'"
+    );
+    let said = arena.inside(&script).await?;
+    check(said.trim() == libc::ECONNREFUSED.to_string(), || said)
+}
+
+async fn addresses(arena: &Arena<'_>) -> Result<(), String> {
+    let none = arena.provider.capabilities().networking == Networking::None;
+    check(none, || "this provider has a network: it needs the egress attacks".to_owned())?;
+    let program = r#"use Socket qw(:all);
+        for (qw(169.254.169.254 10.0.0.1 172.16.0.1 172.17.0.1 192.168.0.1 192.168.1.1 100.64.0.1 8.8.8.8 1.1.1.1)) {
+            socket(my $s, AF_INET, SOCK_STREAM, 0); alarm 5;
+            print "$_ ", connect($s, sockaddr_in(80, inet_aton($_))) ? "reached" : $!+0, "\n"; }
+        for (qw(fd00:ec2::254 fe80::1 2001:4860:4860::8888)) {
+            socket(my $s, AF_INET6, SOCK_STREAM, 0); alarm 5;
+            print "$_ ", connect($s, pack_sockaddr_in6(80, inet_pton(AF_INET6, $_))) ? "reached" : $!+0, "\n"; }"#;
+    let said = arena.inside(&perl(program)).await?;
+    let unreachable = [libc::ENETUNREACH, libc::EADDRNOTAVAIL, libc::EINVAL, libc::EAFNOSUPPORT];
+    let lines: Vec<&str> = said.trim().lines().collect();
+    let refused = |line: &&str| {
+        unreachable.iter().any(|e| line.rsplit(' ').next() == Some(e.to_string().as_str()))
+    };
+    check(lines.len() == 12 && lines.iter().all(refused), || said.clone())
+}
+
+async fn datagrams(arena: &Arena<'_>) -> Result<(), String> {
+    let host = UdpSocket::bind("127.0.0.1:0").map_err(|e| e.to_string())?;
+    host.set_nonblocking(true).map_err(|e| e.to_string())?;
+    let port = host.local_addr().map_err(|e| e.to_string())?.port();
+    let program = format!(
+        r#"use Socket qw(:all);
+        for (["127.0.0.1", {port}], ["8.8.8.8", 53], ["1.1.1.1", 443], ["255.255.255.255", 67], ["224.0.0.251", 5353]) {{
+            socket(my $s, AF_INET, SOCK_DGRAM, 0); setsockopt($s, SOL_SOCKET, SO_BROADCAST, 1);
+            print "$_->[0] ", defined send($s, "x", 0, sockaddr_in($_->[1], inet_aton($_->[0]))) ? "sent" : $!+0, "\n"; }}
+        print socket(my $i, AF_INET, SOCK_DGRAM, 1) ? "icmp\n" : "no icmp\n";
+        print gethostbyname("example.com") ? "resolved\n" : "no name\n";"#
+    );
+    let said = arena.inside(&perl(&program)).await?;
+    let got = host.recv(&mut [0; 8]);
+    check(got.is_err(), || "a datagram reached the host".to_owned())?;
+    let unreachable = libc::ENETUNREACH;
+    // Its own loopback takes a datagram and drops it: nobody listens there.
+    let expected = format!(
+        "127.0.0.1 sent\n8.8.8.8 {unreachable}\n1.1.1.1 {unreachable}\n255.255.255.255 {unreachable}\n\
+         224.0.0.251 {unreachable}\nno icmp\nno name"
+    );
+    check(said.trim() == expected, || said)
+}

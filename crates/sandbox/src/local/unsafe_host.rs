@@ -1,0 +1,64 @@
+//! The way around isolation: the local provider's machinery without its walls.
+//! Whoever starts it must have been told by the operator, by name, to do so.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use super::{LocalConfig, LocalProvider};
+use crate::error::SandboxError;
+use crate::seam::{Capabilities, ComputeProvider, Sandbox, SandboxKey, SandboxSpec};
+
+/// The way around isolation that an operator has to name: the same hand, on the host itself.
+#[derive(Debug, Clone)]
+pub struct UnsafeHost {
+    local: LocalProvider,
+}
+
+impl UnsafeHost {
+    /// Starts or re-adopts a launcher that isolates nothing, and proves that commands run.
+    pub async fn start(config: LocalConfig) -> Result<Self, SandboxError> {
+        Ok(Self { local: LocalProvider::open(config, false).await? })
+    }
+}
+
+#[async_trait]
+impl ComputeProvider for UnsafeHost {
+    fn capabilities(&self) -> Capabilities {
+        self.local.capabilities()
+    }
+
+    async fn ensure(
+        &self,
+        key: &SandboxKey,
+        spec: &SandboxSpec,
+    ) -> Result<Arc<dyn Sandbox>, SandboxError> {
+        self.local.ensure(key, spec).await
+    }
+
+    async fn attach(
+        &self,
+        key: &SandboxKey,
+        generation: u64,
+        epoch: u64,
+    ) -> Result<Option<Arc<dyn Sandbox>>, SandboxError> {
+        self.local.attach(key, generation, epoch).await
+    }
+
+    async fn stop(&self, key: &SandboxKey) -> Result<(), SandboxError> {
+        self.local.stop(key).await
+    }
+
+    async fn destroy(&self, session: &str) -> Result<(), SandboxError> {
+        self.local.destroy(session).await
+    }
+
+    async fn reap(&self, keep: &BTreeSet<String>) -> Result<usize, SandboxError> {
+        self.local.reap(keep).await
+    }
+
+    async fn shutdown(&self, linger: bool) {
+        self.local.shutdown(linger).await;
+    }
+}

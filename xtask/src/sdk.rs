@@ -1,0 +1,229 @@
+//! The official SDKs against the running server, each generation in an environment of its own below `target/sdk`.
+
+use crate::tally::{Tally, number};
+use anyhow::{Context, bail};
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+};
+
+const KEY: &str = "sdk-suite-key-0123456789";
+/// Generations of the Python SDK: the newest, and one from before the majors of autumn 2026.
+const PYTHON: [(&str, &str); 2] = [("new", "anthropic"), ("old", "anthropic<1")];
+/// The same for TypeScript.
+const TYPESCRIPT: [(&str, &str); 2] =
+    [("new", "@anthropic-ai/sdk@latest"), ("old", "@anthropic-ai/sdk@0")];
+
+/// A process that ends with the value.
+struct Process {
+    child: Child,
+    base: String,
+}
+
+impl Process {
+    /// Starts a server of ours and waits until it says where it listens.
+    fn start(command: &mut Command) -> anyhow::Result<Self> {
+        let mut child =
+            command.stdout(Stdio::piped()).spawn().context("the server cannot be started")?;
+        let output = child.stdout.take().context("its output is piped")?;
+        for line in BufReader::new(output).lines() {
+            if let Some((_, base)) = line?.split_once("listens on ") {
+                let base = base.trim().to_owned();
+                return Ok(Self { child, base });
+            }
+        }
+        bail!("the server ended at its start")
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        drop(Command::new("kill").arg(self.child.id().to_string()).status());
+        drop(self.child.wait());
+    }
+}
+
+pub(crate) fn run(tally: &mut Tally) -> anyhow::Result<()> {
+    let exe = crate::root().join("target/debug/vaquero");
+    let model =
+        Process::start(Command::new(&exe).args(["scripted-model", "--listen", "127.0.0.1:0"]))?;
+    let data = crate::root().join("target/sdk/data");
+    if data.exists() {
+        fs::remove_dir_all(&data)?;
+    }
+    let server = Process::start(
+        Command::new(&exe)
+            .args([
+                "serve",
+                "--listen",
+                "127.0.0.1:0",
+                "--sandbox-limits",
+                "degraded",
+                "--data-dir",
+            ])
+            .arg(&data)
+            .env("VAQUERO_API_KEY", KEY)
+            .env("VAQUERO_ANTHROPIC_BASE_URL", &model.base)
+            .env("VAQUERO_ANTHROPIC_API_KEY", "scripted")
+            .env("VAQUERO_MODEL_BACKOFF_MS", "20")
+            .env("VAQUERO_LOG", "warn"),
+    )?;
+    let target = Target { base: server.base.clone(), model: model.base.clone() };
+    python(tally, &target)?;
+    typescript(tally, &target)?;
+    drop(server);
+    drop(Command::new("pkill").args(["-f", &data.join("launcher").display().to_string()]).status());
+    Ok(())
+}
+
+struct Target {
+    base: String,
+    model: String,
+}
+
+impl Target {
+    fn apply(&self, command: &mut Command) {
+        command
+            .env("VAQUERO_TEST_BASE_URL", &self.base)
+            .env("VAQUERO_TEST_MODEL_URL", &self.model)
+            .env("VAQUERO_TEST_API_KEY", KEY)
+            .env_remove("ANTHROPIC_API_KEY")
+            .env_remove("ANTHROPIC_BASE_URL");
+    }
+}
+
+fn has(program: &str) -> bool {
+    Command::new(program)
+        .arg("--version")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success())
+}
+
+/// Installs Debian packages if this is root on such a machine.
+fn install(packages: &[&str]) -> bool {
+    let root =
+        Command::new("id").arg("-u").output().is_ok_and(|output| output.stdout.starts_with(b"0"));
+    if !root || !has("apt-get") {
+        return false;
+    }
+    let quiet = |arguments: &[&str]| {
+        let mut command = Command::new("apt-get");
+        command.args(arguments).env("DEBIAN_FRONTEND", "noninteractive").stdout(Stdio::null());
+        command.status().is_ok_and(|status| status.success())
+    };
+    let mut arguments = vec!["install", "-y", "--no-install-recommends"];
+    arguments.extend(packages);
+    quiet(&["update"]) && quiet(&arguments)
+}
+
+fn succeed(command: &mut Command, what: &str) -> anyhow::Result<()> {
+    let output = command.output().with_context(|| format!("{what} cannot be started"))?;
+    if !output.status.success() {
+        bail!(
+            "{what} failed: {}{}",
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    Ok(())
+}
+
+/// A virtual environment with this generation of the SDK.
+fn python_environment(name: &str, package: &str) -> anyhow::Result<PathBuf> {
+    let place = crate::root().join("target/sdk").join(format!("python-{name}"));
+    let python = place.join("bin/python");
+    if !python.exists() {
+        succeed(Command::new("python3").args(["-m", "venv"]).arg(&place), "python3 -m venv")?;
+    }
+    let mut pip = Command::new(&python);
+    pip.args([
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--upgrade",
+        "--disable-pip-version-check",
+        package,
+        "pytest",
+    ]);
+    succeed(&mut pip, "pip install")?;
+    Ok(python)
+}
+
+fn python(tally: &mut Tally, target: &Target) -> anyhow::Result<()> {
+    let usable = || {
+        Command::new("python3")
+            .args(["-c", "import venv, ensurepip"])
+            .stderr(Stdio::null())
+            .status()
+            .is_ok_and(|status| status.success())
+    };
+    if !usable() && !(install(&["python3", "python3-venv"]) && usable()) {
+        tally.leave_out("the Python SDK suites: python3 with venv is missing and cannot be installed without root".to_owned());
+        return Ok(());
+    }
+    let suite = crate::root().join("tests/sdk/python");
+    for (name, package) in PYTHON {
+        let python = python_environment(name, package)?;
+        let mut pytest = Command::new(python);
+        pytest
+            .args(["-m", "pytest", "-q", "-p", "no:cacheprovider"])
+            .arg(&suite)
+            .current_dir(crate::root());
+        pytest.env("PYTHONDONTWRITEBYTECODE", "1").env("VAQUERO_TEST_GENERATION", name);
+        target.apply(&mut pytest);
+        tally.run(&format!("Python SDK, {name}"), pytest, |line| {
+            let closing =
+                line.contains(" in ") && (line.contains(" passed") || line.contains(" failed"));
+            closing.then(|| {
+                (
+                    number(line, "passed"),
+                    number(line, "failed") + number(line, "error") + number(line, "errors"),
+                )
+            })
+        })?;
+    }
+    Ok(())
+}
+
+fn typescript(tally: &mut Tally, target: &Target) -> anyhow::Result<()> {
+    let usable = || has("node") && has("npm");
+    if !usable() && !(install(&["nodejs", "npm"]) && usable()) {
+        tally.leave_out("the TypeScript SDK suites: node and npm are missing and cannot be installed without root".to_owned());
+        return Ok(());
+    }
+    for (name, package) in TYPESCRIPT {
+        let place = crate::root().join("target/sdk").join(format!("ts-{name}"));
+        fs::create_dir_all(&place)?;
+        if !place.join("package.json").exists() {
+            fs::write(place.join("package.json"), "{ \"private\": true, \"type\": \"module\" }\n")?;
+        }
+        copy_suite(&crate::root().join("tests/sdk/ts"), &place)?;
+        let mut npm = Command::new("npm");
+        npm.args(["install", "--silent", "--no-audit", "--no-fund", package]).current_dir(&place);
+        succeed(&mut npm, "npm install")?;
+        let mut node = Command::new("node");
+        node.args(["--test", "--test-reporter=tap", "suite.test.mjs"]).current_dir(&place);
+        node.env("VAQUERO_TEST_GENERATION", name);
+        target.apply(&mut node);
+        tally.run(&format!("TypeScript SDK, {name}"), node, |line| {
+            if let Some(passed) = line.strip_prefix("# pass ") {
+                return Some((passed.trim().parse().unwrap_or(0), 0));
+            }
+            line.strip_prefix("# fail ").map(|failed| (0, failed.trim().parse().unwrap_or(0)))
+        })?;
+    }
+    Ok(())
+}
+
+fn copy_suite(from: &Path, to: &Path) -> anyhow::Result<()> {
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        fs::copy(entry.path(), to.join(entry.file_name()))?;
+    }
+    Ok(())
+}
