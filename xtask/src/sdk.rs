@@ -162,7 +162,8 @@ fn python(tally: &mut Tally, target: &Target) -> anyhow::Result<()> {
             .status()
             .is_ok_and(|status| status.success())
     };
-    if !usable() && !(install(&["python3", "python3-venv"]) && usable()) {
+    let ready = usable() || (install(&["python3", "python3-venv"]) && usable());
+    if !ready {
         tally.leave_out("the Python SDK suites: python3 with venv is missing and cannot be installed without root".to_owned());
         return Ok(());
     }
@@ -192,7 +193,8 @@ fn python(tally: &mut Tally, target: &Target) -> anyhow::Result<()> {
 
 fn typescript(tally: &mut Tally, target: &Target) -> anyhow::Result<()> {
     let usable = || has("node") && has("npm");
-    if !usable() && !(install(&["nodejs", "npm"]) && usable()) {
+    let ready = usable() || (install(&["nodejs", "npm"]) && usable());
+    if !ready {
         tally.leave_out("the TypeScript SDK suites: node and npm are missing and cannot be installed without root".to_owned());
         return Ok(());
     }
