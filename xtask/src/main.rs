@@ -16,12 +16,14 @@ const HELP: &str = "cargo xtask COMMAND
   test    set up what the tests need and run everything
   deps    check which crate may depend on which
   sdk     run the official SDKs' suites alone
+  load    measure a release build, see docs/performance.md (--quick, --help)
 ";
 
 fn main() -> ExitCode {
     let outcome = match std::env::args().nth(1).as_deref() {
         Some("test") => test(),
         Some("deps") => deps::check().map(|()| true),
+        Some("load") => load(),
         Some("sdk") => build().and_then(|()| {
             let mut tally = Tally::default();
             sdk::run(&mut tally)?;
@@ -68,6 +70,17 @@ fn build() -> anyhow::Result<()> {
         bail!("the server does not build");
     }
     Ok(())
+}
+
+fn load() -> anyhow::Result<bool> {
+    let packages = ["--package", "vaquero", "--package", "vaquero-testkit"];
+    let built = cargo(&["build", "--release"]).args(packages).status()?;
+    if !built.success() {
+        bail!("the release build fails");
+    }
+    let program = root().join("target/release/load");
+    let arguments = std::env::args().skip(2);
+    Ok(Command::new(program).args(arguments).current_dir(root()).status()?.success())
 }
 
 fn test() -> anyhow::Result<bool> {

@@ -64,11 +64,11 @@ pub struct Server {
 }
 
 impl Server {
-    /// A server that is not started yet.
-    pub fn new(exe: impl Into<PathBuf>, model: &Model) -> anyhow::Result<Self> {
+    /// A server that is not started yet, with the model that listens at `model`.
+    pub fn new(exe: impl Into<PathBuf>, model: &str) -> anyhow::Result<Self> {
         Ok(Self {
             exe: exe.into(),
-            model: model.base.clone(),
+            model: model.to_owned(),
             data: tempfile::Builder::new().prefix("vaquero-test-").tempdir()?,
             variables: Vec::new(),
             child: None,

@@ -45,7 +45,7 @@ fn check(events: &[Value]) {
 async fn a_kill_at_every_named_point_is_survived() -> anyhow::Result<()> {
     let model = Model::start().await?;
     for point in POINTS {
-        let mut server = Server::new(EXE, &model)?;
+        let mut server = Server::new(EXE, &model.base)?;
         server.set(VARIABLE, point);
         server.start().await?;
         let session = server.client().tool_session().await?;
@@ -79,7 +79,7 @@ async fn a_kill_at_every_named_point_is_survived() -> anyhow::Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn five_kills_in_one_turn_are_survived() -> anyhow::Result<()> {
     let model = Model::start().await?;
-    let mut server = Server::new(EXE, &model)?;
+    let mut server = Server::new(EXE, &model.base)?;
     server.set(VARIABLE, "before-turn-start");
     server.start().await?;
     let session = server.client().tool_session().await?;
@@ -101,7 +101,7 @@ async fn five_kills_in_one_turn_are_survived() -> anyhow::Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_running_command_outlives_the_server_and_is_collected() -> anyhow::Result<()> {
     let model = Model::start().await?;
-    let mut server = Server::new(EXE, &model)?;
+    let mut server = Server::new(EXE, &model.base)?;
     server.start().await?;
     let session = server.client().tool_session().await?;
     let script = "!bash echo started >> /workspace/marks; sleep 2; wc -l < /workspace/marks\n!next\n!say last";
@@ -136,7 +136,7 @@ fn find(directory: &std::path::Path, name: &str) -> Option<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_parked_turn_survives_restarts_and_goes_on_with_its_answer() -> anyhow::Result<()> {
     let model = Model::start().await?;
-    let mut server = Server::new(EXE, &model)?;
+    let mut server = Server::new(EXE, &model.base)?;
     server.start().await?;
     let tool = serde_json::json!({
         "type": "custom", "name": "ask", "description": "asks", "input_schema": { "type": "object" }
@@ -162,7 +162,7 @@ async fn a_parked_turn_survives_restarts_and_goes_on_with_its_answer() -> anyhow
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_terminated_server_hands_its_turns_over() -> anyhow::Result<()> {
     let model = Model::start().await?;
-    let mut server = Server::new(EXE, &model)?;
+    let mut server = Server::new(EXE, &model.base)?;
     server.start().await?;
     let session = server.client().tool_session().await?;
     let script = "!bash echo started >> /workspace/marks; sleep 1; wc -l < /workspace/marks\n!next\n!say last";
@@ -184,7 +184,7 @@ async fn a_terminated_server_hands_its_turns_over() -> anyhow::Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_second_server_on_the_same_directory_is_refused() -> anyhow::Result<()> {
     let model = Model::start().await?;
-    let mut server = Server::new(EXE, &model)?;
+    let mut server = Server::new(EXE, &model.base)?;
     server.start().await?;
     let output = tokio::process::Command::new(EXE)
         .args(["serve", "--listen", "127.0.0.1:0", "--data-dir"])
