@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use std::sync::Arc;
 
 /// Who speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,15 +21,15 @@ pub enum Role {
 pub struct Message {
     /// Who speaks.
     pub role: Role,
-    /// Its blocks, in wire shape.
-    pub content: Vec<Value>,
+    /// Its blocks, in wire shape; shared with the requests that carry them.
+    pub content: Arc<Vec<Value>>,
 }
 
 /// Adds blocks at the end, to the last message if the same side is speaking.
 pub fn push(messages: &mut Vec<Message>, role: Role, content: impl IntoIterator<Item = Value>) {
     match messages.last_mut() {
-        Some(last) if last.role == role => last.content.extend(content),
-        _ => messages.push(Message { role, content: content.into_iter().collect() }),
+        Some(last) if last.role == role => Arc::make_mut(&mut last.content).extend(content),
+        _ => messages.push(Message { role, content: Arc::new(content.into_iter().collect()) }),
     }
 }
 
@@ -63,7 +64,7 @@ pub fn compact(messages: &mut Vec<Message>, summary: &str) {
     );
     push(messages, Role::User, [json!({ "type": "text", "text": note })]);
     for message in tail {
-        push(messages, message.role, message.content);
+        push(messages, message.role, Arc::unwrap_or_clone(message.content));
     }
 }
 
@@ -82,7 +83,7 @@ pub fn estimate_tokens(messages: &[Message]) -> u64 {
             Value::Null | Value::Bool(_) | Value::Number(_) => 4,
         }
     }
-    messages.iter().flat_map(|message| &message.content).map(weigh).sum::<u64>() / 4
+    messages.iter().flat_map(|message| message.content.iter()).map(weigh).sum::<u64>() / 4
 }
 
 /// The blocks of a client's event as the Messages API takes them: fields that are null there are left out here.

@@ -205,6 +205,11 @@ impl Machine {
         &self.state
     }
 
+    /// The folded log, once the turn is over.
+    pub fn into_state(self) -> State {
+        self.state
+    }
+
     /// The session's facts.
     pub fn facts(&self) -> &Facts {
         &self.facts

@@ -11,8 +11,9 @@ use reqwest::{
     Client, Response,
     header::{HeaderMap, HeaderValue},
 };
+use serde::Serialize;
 use serde_json::{Value, json};
-use std::{fmt, time::Duration};
+use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
 
 /// What our own API keys start with; such a key is never sent upstream.
 pub const KEY_PREFIX_OF_OURS: &str = "vq_";
@@ -206,56 +207,75 @@ async fn refusal(response: Response) -> ModelError {
     from_error_body(&body["error"], Some((status, retry_after)))
 }
 
-fn breakpoint(block: &mut Value) {
-    if block.is_object() && block["type"] != "thinking" && block["type"] != "redacted_thinking" {
-        block["cache_control"] = json!({ "type": "ephemeral" });
-    }
+/// Text that the provider is asked to cache.
+#[derive(Serialize)]
+struct CachedText<'a> {
+    r#type: &'static str,
+    text: &'a str,
+    cache_control: Value,
 }
 
-/// The request's body. Cache breakpoints stand after the tools, the system prompt and the last two user messages, so that each request of a turn finds what the one
-/// before wrote.
-fn body(request: &ModelRequest) -> Value {
-    let mut messages = serde_json::to_value(&request.messages).unwrap_or_else(|_| json!([]));
-    let users: Vec<usize> = request
-        .messages
-        .iter()
-        .enumerate()
-        .filter(|(_, Message { role, .. })| *role == Role::User)
-        .map(|(index, _)| index)
-        .collect();
-    for index in users.iter().rev().take(2) {
-        if let Some(block) =
-            messages[*index]["content"].as_array_mut().and_then(|list| list.last_mut())
-        {
-            breakpoint(block);
-        }
+/// A request's body. The conversation is serialized where it lies: it may be long, and it is sent again with every request.
+#[derive(Serialize)]
+struct Body<'a> {
+    model: &'a str,
+    max_tokens: u32,
+    stream: bool,
+    messages: Vec<Cow<'a, Message>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    system: Option<[CachedText<'a>; 1]>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tools: Vec<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    output_config: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    speed: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    inference_geo: Option<&'a str>,
+}
+
+fn cached() -> Value {
+    json!({ "type": "ephemeral" })
+}
+
+/// A message whose last block ends a prefix to cache.
+fn marked(message: &Message) -> Message {
+    let mut marked = message.clone();
+    if let Some(block) = Arc::make_mut(&mut marked.content).last_mut()
+        && block.is_object()
+        && block["type"] != "thinking"
+        && block["type"] != "redacted_thinking"
+    {
+        block["cache_control"] = cached();
     }
-    let mut body = json!({
-        "model": request.model,
-        "max_tokens": request.max_tokens,
-        "stream": true,
-        "messages": messages,
-    });
-    if let Some(system) = &request.system {
-        let cached = json!({ "type": "ephemeral" });
-        body["system"] = json!([{ "type": "text", "text": system, "cache_control": cached }]);
+    marked
+}
+
+/// Cache breakpoints stand after the tools, the system prompt and the last two user messages, so that each request of a turn finds what the one before wrote.
+fn body(request: &ModelRequest) -> Body<'_> {
+    let mut messages: Vec<Cow<'_, Message>> = request.messages.iter().map(Cow::Borrowed).collect();
+    let users = messages.iter_mut().rev().filter(|message| message.role == Role::User);
+    for message in users.take(2) {
+        *message = Cow::Owned(marked(message));
     }
-    if !request.tools.is_empty() {
-        body["tools"] = serde_json::to_value(&request.tools).unwrap_or_else(|_| json!([]));
-        if let Some(tool) = body["tools"].as_array_mut().and_then(|list| list.last_mut()) {
-            tool["cache_control"] = json!({ "type": "ephemeral" });
-        }
+    let mut tools: Vec<Value> = request.tools.iter().map(|tool| json!(tool)).collect();
+    if let Some(last) = tools.last_mut() {
+        last["cache_control"] = cached();
     }
-    if let Some(effort) = &request.effort {
-        body["output_config"] = json!({ "effort": effort });
+    Body {
+        model: &request.model,
+        max_tokens: request.max_tokens,
+        stream: true,
+        messages,
+        system: request
+            .system
+            .as_deref()
+            .map(|text| [CachedText { r#type: "text", text, cache_control: cached() }]),
+        tools,
+        output_config: request.effort.as_ref().map(|effort| json!({ "effort": effort })),
+        speed: request.fast.then_some("fast"),
+        inference_geo: request.inference_geo.as_deref(),
     }
-    if request.fast {
-        body["speed"] = json!("fast");
-    }
-    if let Some(geo) = &request.inference_geo {
-        body["inference_geo"] = json!(geo);
-    }
-    body
 }
 
 #[cfg(test)]
@@ -264,7 +284,7 @@ mod tests {
 
     #[test]
     fn the_prefix_of_a_request_is_marked_at_most_four_times() {
-        let text = |text: &str| vec![json!({ "type": "text", "text": text })];
+        let text = |text: &str| Arc::new(vec![json!({ "type": "text", "text": text })]);
         let message = |role, content| Message { role, content };
         let request = ModelRequest {
             model: "m".to_owned(),
@@ -286,7 +306,7 @@ mod tests {
             fast: false,
             inference_geo: None,
         };
-        let marks = body(&request).to_string().matches("cache_control").count();
+        let marks = json!(body(&request)).to_string().matches("cache_control").count();
         assert_eq!(marks, 4);
     }
 

@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use futures::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 use vaquero_types::usage::Usage;
 
 /// Who speaks.
@@ -24,8 +24,8 @@ pub enum Role {
 pub struct Message {
     /// Who speaks.
     pub role: Role,
-    /// Its blocks.
-    pub content: Vec<Value>,
+    /// Its blocks, shared with whoever keeps the conversation.
+    pub content: Arc<Vec<Value>>,
 }
 
 /// A tool the model may call.

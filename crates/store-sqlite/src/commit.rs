@@ -8,7 +8,7 @@ use rusqlite::{Connection, OptionalExtension, ToSql, params};
 use std::time::Duration;
 use vaquero_store::{
     Answer, AnswerKey, Append, Author, CommitError, Committed, Document, Expect, Lease, NewRecord,
-    RecordKind, Seq, SessionChange, SessionRow, Snapshot, StoreError, WorkerName, Write,
+    Record, RecordKind, Seq, SessionChange, SessionRow, Snapshot, StoreError, WorkerName, Write,
 };
 use vaquero_types::{
     SessionId, Timestamp, WorkspaceId, gate::Gate, session::Status, thread::Thread,
@@ -229,20 +229,24 @@ fn append(
         return Ok(before.into_iter().flatten().collect());
     }
     permit(&session, &author, &tail)?;
+    let by_client = matches!(author, Author::Client { .. }) && !records.is_empty();
     let mut placed = Vec::with_capacity(records.len());
-    for (record, before) in records.iter().zip(before) {
-        match before {
-            Some(place) => placed.push(place),
-            None => placed.push(insert(db, &mut tail, record, now)?),
+    let mut grown = Vec::with_capacity(records.len());
+    for (new, before) in records.into_iter().zip(before) {
+        if let Some(place) = before {
+            placed.push(place);
+        } else {
+            let (seq, at) = insert(db, &mut tail, &new, now)?;
+            placed.push((seq, at));
+            grown.push(Record { seq, at, new });
         }
     }
-    let by_client = matches!(author, Author::Client { .. }) && !records.is_empty();
     if by_client {
         tail.client_head = tail.head;
     }
     effects.ready |= change.ready == Some(true);
     update_row(db, &tail, &change, by_client, now)?;
-    effects.grown.push((session, tail.head));
+    effects.grown.push((session, tail.head, grown));
     Ok(placed)
 }
 
@@ -385,7 +389,7 @@ fn delete_session(
          gate = '[]', usage = '{}', activity = '{}', body = '' WHERE n = ?1",
         params![tail.number, int(tail.head)],
     )?;
-    effects.grown.push((session.clone(), Seq::MAX));
+    effects.grown.push((session.clone(), Seq::MAX, Vec::new()));
     Ok(())
 }
 

@@ -5,6 +5,7 @@ mod directory;
 mod read;
 mod rows;
 mod schema;
+mod tails;
 mod writer;
 
 pub use directory::{DirectoryLock, OpenError, measure_fdatasync};
@@ -13,6 +14,7 @@ use async_trait::async_trait;
 use read::Readers;
 use rusqlite::Connection;
 use std::{path::Path, sync::Arc, time::Duration};
+use tails::Tails;
 use vaquero_store::{
     Answer, AnswerKey, CommitError, Committed, Document, DocumentPage, DocumentQuery, EventPage,
     EventQuery, Lease, Position, Record, Seq, SessionPage, SessionQuery, SessionRow, Snapshot,
@@ -27,6 +29,7 @@ pub struct SqliteStore {
     readers: Readers,
     writer: Writer,
     wakes: Arc<Wakes>,
+    tails: Arc<Tails>,
     _lock: DirectoryLock,
 }
 
@@ -43,10 +46,12 @@ impl SqliteStore {
         )?;
         let wakes = Arc::new(Wakes::default());
         wakes.ready();
+        let tails = Arc::new(Tails::default());
         Ok(Self {
             readers: Readers::new(path),
-            writer: Writer::start(connection, Arc::clone(&wakes))?,
+            writer: Writer::start(connection, Arc::clone(&wakes), Arc::clone(&tails))?,
             wakes,
+            tails,
             _lock: lock,
         })
     }
@@ -130,6 +135,9 @@ impl Store for SqliteStore {
         after: Seq,
         max_bytes: usize,
     ) -> Result<Vec<Record>, StoreError> {
+        if let Some(records) = self.tails.read(session, after, max_bytes) {
+            return Ok(records);
+        }
         let session = session.clone();
         self.read_with(move |db| read::records(db, &session, after, max_bytes)).await
     }
@@ -157,6 +165,9 @@ impl Store for SqliteStore {
         let watch = self.wakes.watch(session);
         let head =
             async {
+                if let Some(head) = self.tails.head(session) {
+                    return Ok(head);
+                }
                 let position = self.position(session).await?;
                 Ok(position.map_or(Seq::MAX, |position| {
                     if position.deleted { Seq::MAX } else { position.seq }

@@ -1,6 +1,9 @@
 //! Between rows and values.
 
-use rusqlite::{Row, types::Type};
+use rusqlite::{
+    Row,
+    types::{FromSql, Type},
+};
 use serde::{Serialize, de::DeserializeOwned};
 use vaquero_store::{Document, NewRecord, Record, RecordKind, SessionRow, StoreError};
 use vaquero_types::{
@@ -37,15 +40,13 @@ pub(crate) fn json(value: &impl Serialize) -> String {
     serde_json::to_string(value).expect("stored values are plain data")
 }
 
-fn parsed<T: DeserializeOwned>(row: &Row<'_>, column: &str) -> rusqlite::Result<T> {
-    let text: String = row.get(column)?;
-    serde_json::from_str(&text)
+fn parse<T: DeserializeOwned>(text: &str) -> rusqlite::Result<T> {
+    serde_json::from_str(text)
         .map_err(|error| rusqlite::Error::FromSqlConversionFailure(0, Type::Text, Box::new(error)))
 }
 
-fn status(row: &Row<'_>) -> rusqlite::Result<Status> {
-    let word: String = row.get("status")?;
-    Status::parse(&word).ok_or_else(|| {
+fn status(word: &str) -> rusqlite::Result<Status> {
+    Status::parse(word).ok_or_else(|| {
         let error = format!("unknown status `{word}`");
         rusqlite::Error::FromSqlConversionFailure(0, Type::Text, error.into())
     })
@@ -54,26 +55,52 @@ fn status(row: &Row<'_>) -> rusqlite::Result<Status> {
 pub(crate) const SESSION_COLUMNS: &str = "id, workspace, status, agent, agent_version, environment, primary_thread, created_at, updated_at, \
 archived_at, head, client_head, revision, epoch, gate, usage, activity, body";
 
+/// Reads a row's columns in the order they were selected: looking each up by its name costs as much as reading it.
+struct Columns<'row> {
+    row: &'row Row<'row>,
+    next: usize,
+}
+
+impl Columns<'_> {
+    fn get<T: FromSql>(&mut self) -> rusqlite::Result<T> {
+        self.next += 1;
+        self.row.get(self.next - 1)
+    }
+
+    fn natural(&mut self) -> rusqlite::Result<u64> {
+        Ok(u64::try_from(self.get::<i64>()?).unwrap_or(0))
+    }
+
+    fn instant(&mut self) -> rusqlite::Result<Timestamp> {
+        self.get().map(Timestamp::from_micros)
+    }
+
+    fn parsed<T: DeserializeOwned>(&mut self) -> rusqlite::Result<T> {
+        parse(&self.get::<String>()?)
+    }
+}
+
 pub(crate) fn session(row: &Row<'_>) -> rusqlite::Result<SessionRow> {
+    let mut columns = Columns { row, next: 0 };
     Ok(SessionRow {
-        id: SessionId::from_wire(row.get::<_, String>("id")?),
-        workspace: WorkspaceId::from_wire(row.get::<_, String>("workspace")?),
-        status: status(row)?,
-        agent: AgentId::from_wire(row.get::<_, String>("agent")?),
-        agent_version: natural(row, "agent_version")?,
-        environment: EnvironmentId::from_wire(row.get::<_, String>("environment")?),
-        primary_thread: ThreadId::from_wire(row.get::<_, String>("primary_thread")?),
-        created_at: instant(row, "created_at")?,
-        updated_at: instant(row, "updated_at")?,
-        archived_at: optional_instant(row, "archived_at")?,
-        head: natural(row, "head")?,
-        client_head: natural(row, "client_head")?,
-        revision: natural(row, "revision")?,
-        epoch: natural(row, "epoch")?,
-        gate: parsed(row, "gate")?,
-        usage: parsed(row, "usage")?,
-        activity: parsed(row, "activity")?,
-        body: row.get("body")?,
+        id: SessionId::from_wire(columns.get::<String>()?),
+        workspace: WorkspaceId::from_wire(columns.get::<String>()?),
+        status: status(&columns.get::<String>()?)?,
+        agent: AgentId::from_wire(columns.get::<String>()?),
+        agent_version: columns.natural()?,
+        environment: EnvironmentId::from_wire(columns.get::<String>()?),
+        primary_thread: ThreadId::from_wire(columns.get::<String>()?),
+        created_at: columns.instant()?,
+        updated_at: columns.instant()?,
+        archived_at: columns.get::<Option<i64>>()?.map(Timestamp::from_micros),
+        head: columns.natural()?,
+        client_head: columns.natural()?,
+        revision: columns.natural()?,
+        epoch: columns.natural()?,
+        gate: columns.parsed()?,
+        usage: columns.parsed()?,
+        activity: columns.parsed()?,
+        body: columns.get()?,
     })
 }
 
@@ -82,12 +109,12 @@ pub(crate) fn thread(row: &Row<'_>, session: &SessionId) -> rusqlite::Result<Thr
         id: ThreadId::from_wire(row.get::<_, String>("id")?),
         session: session.clone(),
         parent: row.get::<_, Option<String>>("parent")?.map(ThreadId::from_wire),
-        status: status(row)?,
+        status: status(&row.get::<_, String>("status")?)?,
         created_at: instant(row, "created_at")?,
         updated_at: instant(row, "updated_at")?,
         archived_at: optional_instant(row, "archived_at")?,
-        usage: parsed(row, "usage")?,
-        activity: parsed(row, "activity")?,
+        usage: parse(&row.get::<_, String>("usage")?)?,
+        activity: parse(&row.get::<_, String>("activity")?)?,
     })
 }
 
@@ -116,20 +143,17 @@ pub(crate) const fn kind_number(kind: RecordKind) -> i64 {
 }
 
 pub(crate) fn record(row: &Row<'_>) -> rusqlite::Result<Record> {
-    let kind = match row.get::<_, i64>("kind")? {
+    let mut columns = Columns { row, next: 0 };
+    let seq = columns.natural()?;
+    let kind = match columns.get::<i64>()? {
         0 => RecordKind::Event,
         1 => RecordKind::Received,
         _ => RecordKind::Transcript,
     };
-    Ok(Record {
-        seq: natural(row, "seq")?,
-        at: instant(row, "at")?,
-        new: NewRecord {
-            kind,
-            event_id: EventId::from_wire(row.get::<_, String>("event_id")?),
-            thread: ThreadId::from_wire(row.get::<_, String>("thread")?),
-            event_type: row.get("event_type")?,
-            body: row.get::<_, String>("body")?.into(),
-        },
-    })
+    let event_id = EventId::from_wire(columns.get::<String>()?);
+    let thread = ThreadId::from_wire(columns.get::<String>()?);
+    let event_type = columns.get()?;
+    let at = columns.instant()?;
+    let body = columns.get::<String>()?.into();
+    Ok(Record { seq, at, new: NewRecord { kind, event_id, thread, event_type, body } })
 }

@@ -1,6 +1,6 @@
 //! The writer thread: everything that changes the database, in groups that share one flush to disk.
 
-use crate::{OpenError, commit, rows::failed};
+use crate::{OpenError, commit, rows::failed, tails::Tails};
 use rusqlite::{Connection, TransactionBehavior};
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -13,7 +13,7 @@ use std::{
 };
 use tokio::sync::oneshot;
 use vaquero_store::{
-    CommitError, Committed, Lease, Seq, StoreError, WorkerName, Write, notify::Wakes,
+    CommitError, Committed, Lease, Record, Seq, StoreError, WorkerName, Write, notify::Wakes,
 };
 use vaquero_types::{SessionId, Timestamp};
 
@@ -23,7 +23,8 @@ const GROUP: usize = 256;
 /// Whom to wake once a transaction is durable.
 #[derive(Debug, Default)]
 pub(crate) struct Effects {
-    pub(crate) grown: Vec<(SessionId, Seq)>,
+    /// Sessions that grew, where their logs end now, and by what.
+    pub(crate) grown: Vec<(SessionId, Seq, Vec<Record>)>,
     pub(crate) ready: bool,
 }
 
@@ -61,11 +62,15 @@ pub(crate) struct Writer {
 }
 
 impl Writer {
-    pub(crate) fn start(connection: Connection, wakes: Arc<Wakes>) -> Result<Self, OpenError> {
+    pub(crate) fn start(
+        connection: Connection,
+        wakes: Arc<Wakes>,
+        tails: Arc<Tails>,
+    ) -> Result<Self, OpenError> {
         let (jobs, inbox) = channel();
         let thread = std::thread::Builder::new()
             .name("vaquero-store".to_owned())
-            .spawn(move || run(connection, &inbox, &wakes))
+            .spawn(move || Thread { connection, flushes: None, wakes, tails }.run(&inbox))
             .map_err(OpenError::Thread)?;
         Ok(Self { jobs, thread: Mutex::new(Some(thread)) })
     }
@@ -126,41 +131,64 @@ impl Drop for Writer {
 /// An answer that is given once its transaction is durable.
 type Reply = Box<dyn FnOnce(Option<StoreError>) + Send>;
 
-fn run(mut connection: Connection, inbox: &Receiver<Job>, wakes: &Wakes) {
-    let mut closing = false;
-    while !closing {
-        let Ok(first) = inbox.recv() else { break };
-        let mut group = vec![first];
-        while group.len() < GROUP
-            && let Ok(job) = inbox.try_recv()
-        {
-            group.push(job);
-        }
-        closing = group.iter().any(|job| matches!(job, Job::Close));
-        perform(&mut connection, group, wakes);
-    }
-    if let Err(error) = connection.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)") {
-        tracing::warn!(%error, "the write-ahead log stays until the next start");
-    }
+/// What the writer thread works with.
+struct Thread {
+    connection: Connection,
+    /// Whether a transaction flushes, as the connection is set now.
+    flushes: Option<bool>,
+    wakes: Arc<Wakes>,
+    tails: Arc<Tails>,
 }
 
-/// One transaction for a group of jobs. Claims, renewals and releases alone need no flush: if the machine loses them, nothing that was written under them is there
-/// either (the first commit under a lease flushes the claim with it), and opening the store voids all leases anyway.
-fn perform(connection: &mut Connection, group: Vec<Job>, wakes: &Wakes) {
-    let durable = group.iter().any(|job| matches!(job, Job::Commit { .. }));
-    let mut replies: Vec<Reply> = Vec::new();
-    let mut effects = Effects::default();
-    let outcome = transact(connection, durable, group, &mut replies, &mut effects);
-    let error = outcome.err();
-    for reply in replies {
-        reply(error.as_ref().map(again));
-    }
-    if error.is_none() {
-        for (session, head) in &effects.grown {
-            wakes.grown(session, *head);
+impl Thread {
+    fn run(mut self, inbox: &Receiver<Job>) {
+        let mut closing = false;
+        while !closing {
+            let Ok(first) = inbox.recv() else { break };
+            let mut group = vec![first];
+            while group.len() < GROUP
+                && let Ok(job) = inbox.try_recv()
+            {
+                group.push(job);
+            }
+            closing = group.iter().any(|job| matches!(job, Job::Close));
+            self.perform(group);
         }
-        if effects.ready {
-            wakes.ready();
+        if let Err(error) = self.connection.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)") {
+            tracing::warn!(%error, "the write-ahead log stays until the next start");
+        }
+    }
+
+    /// One transaction for a group of jobs. Claims, renewals and releases alone need no flush: if the machine loses them, nothing that was written under them is
+    /// there either (the first commit under a lease flushes the claim with it), and opening the store voids all leases anyway.
+    fn perform(&mut self, group: Vec<Job>) {
+        let durable = group.iter().any(|job| matches!(job, Job::Commit { .. }));
+        let mut replies: Vec<Reply> = Vec::new();
+        let mut effects = Effects::default();
+        let level = if durable { "FULL" } else { "NORMAL" };
+        let level = (self.flushes != Some(durable)).then_some(level);
+        let outcome = transact(&mut self.connection, level, group, &mut replies, &mut effects);
+        self.flushes = outcome.is_ok().then_some(durable);
+        let error = outcome.err();
+        if error.is_none() {
+            for (session, head, records) in &mut effects.grown {
+                if *head == Seq::MAX {
+                    self.tails.forget(session);
+                } else if !records.is_empty() {
+                    self.tails.grow(session, std::mem::take(records));
+                }
+            }
+        }
+        for reply in replies {
+            reply(error.as_ref().map(again));
+        }
+        if error.is_none() {
+            for (session, head, _) in &effects.grown {
+                self.wakes.grown(session, *head);
+            }
+            if effects.ready {
+                self.wakes.ready();
+            }
         }
     }
 }
@@ -178,13 +206,14 @@ fn again(error: &StoreError) -> StoreError {
 
 fn transact(
     connection: &mut Connection,
-    durable: bool,
+    level: Option<&str>,
     group: Vec<Job>,
     replies: &mut Vec<Reply>,
     effects: &mut Effects,
 ) -> Result<(), StoreError> {
-    let level = if durable { "FULL" } else { "NORMAL" };
-    let prepared = connection.pragma_update(None, "synchronous", level).map_err(failed);
+    let prepared = level.map_or(Ok(()), |level| {
+        connection.pragma_update(None, "synchronous", level).map_err(failed)
+    });
     let begun = prepared.and_then(|()| {
         connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)
     });

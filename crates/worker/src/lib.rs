@@ -3,6 +3,7 @@
 mod ask;
 pub mod crash;
 mod hands;
+mod kept;
 mod run;
 mod turn;
 

@@ -1,6 +1,6 @@
 //! The worker: as many turns at once as it has slots, each in a task of its own, until it is told to stop.
 
-use crate::{World, crash, turn::Turn};
+use crate::{World, crash, kept::Kept, turn::Turn};
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use tokio::{
     sync::{Semaphore, mpsc},
@@ -56,7 +56,8 @@ impl Worker {
     /// Works until `stop`, then hands its turns over and returns. `ended` names sessions whose sandbox and workspace are to go.
     pub async fn run(self, stop: CancellationToken, ended: mpsc::UnboundedReceiver<SessionId>) {
         let mut background = JoinSet::new();
-        background.spawn(reap(self.world.clone(), ended, stop.clone()));
+        let kept = Kept::default();
+        background.spawn(reap(self.world.clone(), kept.clone(), ended, stop.clone()));
         let slots = Arc::new(Semaphore::new(self.config.slots));
         let mut turns = JoinSet::new();
         while !stop.is_cancelled() {
@@ -68,7 +69,13 @@ impl Worker {
             let Some(lease) = self.next(&stop).await else { continue };
             crash::point("claimed");
             metrics::counter!("vaquero_claims_total").increment(1);
-            let turn = Turn::new(self.world.clone(), self.config.clone(), lease, stop.clone());
+            let turn = Turn::new(
+                self.world.clone(),
+                self.config.clone(),
+                kept.clone(),
+                lease,
+                stop.clone(),
+            );
             turns.spawn(async move {
                 let _permit = permit;
                 turn.run().await;
@@ -120,6 +127,7 @@ fn note(done: Result<(), tokio::task::JoinError>) {
 /// Removes what belongs to sessions that are gone: first all that earlier servers left, then each as it ends.
 async fn reap(
     world: World,
+    kept: Kept,
     mut ended: mpsc::UnboundedReceiver<SessionId>,
     stop: CancellationToken,
 ) {
@@ -145,6 +153,7 @@ async fn reap(
             () = stop.cancelled() => return,
         };
         let Some(session) = session else { return };
+        kept.forget(&session);
         if let Err(error) = world.compute.destroy(session.as_str()).await {
             tracing::warn!(%session, %error, "cannot remove the sandbox of a session that ended; the next start tries again");
         }

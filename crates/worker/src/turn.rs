@@ -5,6 +5,7 @@ use crate::{
     ask::{self, Ask},
     crash,
     hands::{Hands, Happened, Wanted},
+    kept::{Folded, Kept},
     run::Config,
 };
 use std::{collections::VecDeque, time::Duration};
@@ -44,6 +45,7 @@ enum Stopped {
 pub(crate) struct Turn {
     world: World,
     config: Config,
+    kept: Kept,
     lease: Lease,
     stop: CancellationToken,
 }
@@ -57,13 +59,20 @@ struct Run {
     tasks: JoinSet<()>,
     model: Option<CancellationToken>,
     wake: Option<Timestamp>,
-    folded_bytes: usize,
+    bytes: usize,
+    loose_bytes: usize,
     settled: Vec<EventId>,
 }
 
 impl Turn {
-    pub(crate) fn new(world: World, config: Config, lease: Lease, stop: CancellationToken) -> Self {
-        Self { world, config, lease, stop }
+    pub(crate) fn new(
+        world: World,
+        config: Config,
+        kept: Kept,
+        lease: Lease,
+        stop: CancellationToken,
+    ) -> Self {
+        Self { world, config, kept, lease, stop }
     }
 
     pub(crate) async fn run(self) {
@@ -87,6 +96,9 @@ impl Turn {
         let mut steps = self.handle(&mut run, Input::Start { claims: self.lease.claims });
         loop {
             if self.perform_steps(&mut run, &mut steps).await? {
+                let Run { machine, bytes, loose_bytes, .. } = run;
+                let folded = Folded { state: machine.into_state(), bytes, loose_bytes };
+                self.kept.put(self.lease.session.clone(), folded);
                 return Ok(());
             }
             let seen = run.machine.state().seq;
@@ -132,24 +144,18 @@ impl Turn {
         let row = self.world.store.session(session).await?.ok_or(Stopped::LeaseLost)?;
         let body: SessionBody = serde_json::from_str(&row.body)
             .map_err(|error| Stopped::Unreadable(error.to_string()))?;
-        let snapshot = self.world.store.snapshot(session).await?;
-        let mut state = snapshot
-            .and_then(|kept| State::from_snapshot(kept.version, &kept.body))
-            .unwrap_or_default();
-        let mut folded_bytes = 0;
-        loop {
-            let records = self.world.store.read(session, state.seq, READ).await?;
+        let mut folded = match self.kept.take(session) {
+            Some(folded) => folded,
+            None => self.snapshot().await?,
+        };
+        while folded.state.seq < row.head {
+            let records = self.world.store.read(session, folded.state.seq, READ).await?;
             if records.is_empty() {
                 break;
             }
-            for record in &records {
-                folded_bytes += record.new.body.len();
-                state.apply(record);
-            }
-            if state.seq >= row.head {
-                break;
-            }
+            folded.apply(&records);
         }
+        let Folded { state, bytes, loose_bytes } = folded;
         let facts = Facts {
             thread: row.primary_thread,
             agent: body.agent,
@@ -168,9 +174,20 @@ impl Turn {
             tasks: JoinSet::new(),
             model: None,
             wake: None,
-            folded_bytes,
+            bytes,
+            loose_bytes,
             settled: Vec::new(),
         })
+    }
+
+    /// Where folding starts when no state was kept.
+    async fn snapshot(&self) -> Result<Folded, Stopped> {
+        let found = self.world.store.snapshot(&self.lease.session).await?;
+        let folded = found.and_then(|kept| {
+            let state = State::from_snapshot(kept.version, &kept.body)?;
+            Some(Folded { state, bytes: kept.body.len(), loose_bytes: 0 })
+        });
+        Ok(folded.unwrap_or_default())
     }
 
     fn handle(&self, run: &mut Run, input: Input) -> VecDeque<Step> {
@@ -282,6 +299,8 @@ impl Turn {
         crash::point(point);
         let seen = run.machine.state().seq;
         let writes = self.writes(run, &batch, seen);
+        let bytes: usize = batch.records.iter().map(|record| record.body.len()).sum();
+        (run.bytes, run.loose_bytes) = (run.bytes + bytes, run.loose_bytes + bytes);
         let committed = self.commit_surely(writes).await;
         if point == "before-result" && committed.is_ok() {
             crash::point("after-result");
@@ -323,8 +342,8 @@ impl Turn {
                 ..SessionChange::default()
             },
         })];
-        if batch.ends && run.folded_bytes > SNAPSHOT_EVERY {
-            run.folded_bytes = 0;
+        if batch.ends && run.loose_bytes > SNAPSHOT_EVERY {
+            run.loose_bytes = 0;
             let state = run.machine.state();
             let snapshot = Snapshot {
                 seq: state.seq,
