@@ -1,14 +1,15 @@
 //! What each write does to the tables, and the conditions under which it may. Runs on the writer thread, inside a savepoint.
 
 use crate::{
-    rows::{failed, int, json, kind_number, natural},
+    rows::{SESSION_COLUMNS, failed, int, json, kind_number, natural, session},
     writer::Effects,
 };
 use rusqlite::{Connection, OptionalExtension, ToSql, params};
 use std::time::Duration;
 use vaquero_store::{
-    Answer, AnswerKey, Append, Author, CommitError, Committed, Document, Expect, Lease, NewRecord,
-    Record, RecordKind, Seq, SessionChange, SessionRow, Snapshot, StoreError, WorkerName, Write,
+    Answer, AnswerKey, Append, Author, Claimed, CommitError, Committed, Document, Expect, Lease,
+    NewRecord, Record, RecordKind, Seq, SessionChange, SessionRow, Snapshot, StoreError,
+    WorkerName, Write,
 };
 use vaquero_types::{
     SessionId, Timestamp, WorkspaceId, gate::Gate, session::Status, thread::Thread,
@@ -116,8 +117,8 @@ fn put_document(db: &Connection, document: &Document, expect: Expect) -> Result<
 fn create_session(db: &Connection, row: &SessionRow, thread: &Thread) -> Result<(), CommitError> {
     let made = execute(
         db,
-        "INSERT INTO sessions (id, workspace, status, agent, agent_version, environment, primary_thread, created_at, updated_at, archived_at, gate, usage, activity, body) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14) ON CONFLICT (id) DO NOTHING",
+        "INSERT INTO sessions (id, workspace, status, agent, agent_version, environment, primary_thread, created_at, updated_at, archived_at, gate, usage, activity) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13) ON CONFLICT (id) DO NOTHING",
         params![
             row.id.as_str(),
             row.workspace.as_str(),
@@ -132,13 +133,13 @@ fn create_session(db: &Connection, row: &SessionRow, thread: &Thread) -> Result<
             json(&row.gate),
             json(&row.usage),
             json(&row.activity),
-            row.body,
         ],
     )?;
     if made == 0 {
         return Err(CommitError::Changed);
     }
     let number = db.last_insert_rowid();
+    execute(db, "INSERT INTO bodies (session, body) VALUES (?1, ?2)", params![number, row.body])?;
     execute(
         db,
         "INSERT INTO threads (id, session, parent, status, created_at, updated_at, archived_at, usage, activity) \
@@ -324,8 +325,8 @@ fn update_row(
         db,
         "UPDATE sessions SET head = ?2, client_head = ?3, revision = ?4, last_at = ?5, last_event_at = ?6, \
          status = COALESCE(?7, status), gate = COALESCE(?8, gate), usage = COALESCE(?9, usage), activity = COALESCE(?10, activity), \
-         body = COALESCE(?11, body), archived_at = COALESCE(?12, archived_at), updated_at = CASE WHEN ?13 THEN MAX(?14, updated_at) ELSE updated_at END, \
-         claims = CASE WHEN ?15 THEN 0 ELSE claims END WHERE n = ?1",
+         archived_at = COALESCE(?11, archived_at), updated_at = CASE WHEN ?12 THEN MAX(?13, updated_at) ELSE updated_at END, \
+         claims = CASE WHEN ?14 THEN 0 ELSE claims END WHERE n = ?1",
         params![
             tail.number,
             int(tail.head),
@@ -337,13 +338,15 @@ fn update_row(
             gate,
             usage,
             activity,
-            change.body,
             archived,
             touched,
             now.as_micros(),
             change.progress,
         ],
     )?;
+    if let Some(body) = &change.body {
+        execute(db, "UPDATE bodies SET body = ?2 WHERE session = ?1", params![tail.number, body])?;
+    }
     match change.ready {
         Some(true) => {
             let sql = "UPDATE sessions SET ready_at = COALESCE(ready_at, ?2) WHERE n = ?1";
@@ -381,12 +384,13 @@ fn delete_session(
     execute(db, "DELETE FROM log WHERE session = ?1", params![tail.number])?;
     execute(db, "DELETE FROM threads WHERE session = ?1", params![tail.number])?;
     execute(db, "DELETE FROM snapshots WHERE session = ?1", params![tail.number])?;
+    execute(db, "DELETE FROM bodies WHERE session = ?1", params![tail.number])?;
     execute(db, "DELETE FROM answers WHERE session = ?1", params![session.as_str()])?;
     insert(db, &mut tail, record, now)?;
     execute(
         db,
         "UPDATE sessions SET deleted = 1, head = ?2, epoch = epoch + 1, lease_worker = NULL, lease_until = NULL, ready_at = NULL, \
-         gate = '[]', usage = '{}', activity = '{}', body = '' WHERE n = ?1",
+         gate = '[]', usage = '{}', activity = '{}' WHERE n = ?1",
         params![tail.number, int(tail.head)],
     )?;
     effects.grown.push((session.clone(), Seq::MAX, Vec::new()));
@@ -441,27 +445,41 @@ fn until(now: Timestamp, ttl: Duration) -> i64 {
     now.plus(ttl).as_micros()
 }
 
+/// A session that could be claimed at `?1`.
+const CLAIMABLE: &str = "ready_at IS NOT NULL AND (lease_until IS NULL OR lease_until < ?1)";
+
 pub(crate) fn claim(
     db: &Connection,
     worker: &WorkerName,
     ttl: Duration,
     now: Timestamp,
-) -> Result<Option<Lease>, StoreError> {
-    let sql = "UPDATE sessions SET epoch = epoch + 1, claims = claims + 1, lease_worker = ?1, lease_until = ?2 \
-        WHERE n = (SELECT n FROM sessions WHERE ready_at IS NOT NULL AND (lease_until IS NULL OR lease_until < ?3) ORDER BY ready_at LIMIT 1) \
-        RETURNING id, workspace, epoch, claims";
-    let mut statement = db.prepare_cached(sql).map_err(failed)?;
-    let lease = statement
-        .query_row(params![worker, until(now, ttl), now.as_micros()], |row| {
-            Ok(Lease {
-                session: SessionId::from_wire(row.get::<_, String>(0)?),
-                workspace: WorkspaceId::from_wire(row.get::<_, String>(1)?),
-                epoch: natural(row, "epoch")?,
-                claims: row.get(3)?,
-            })
+    effects: &mut Effects,
+) -> Result<Option<Claimed>, StoreError> {
+    let sql = format!(
+        "UPDATE sessions SET epoch = epoch + 1, claims = claims + 1, lease_worker = ?2, lease_until = ?3 \
+         WHERE n = (SELECT n FROM sessions WHERE {CLAIMABLE} ORDER BY ready_at LIMIT 1) RETURNING {SESSION_COLUMNS}, claims"
+    );
+    let mut statement = db.prepare_cached(&sql).map_err(failed)?;
+    let claimed = statement
+        .query_row(params![now.as_micros(), worker, until(now, ttl)], |found| {
+            let row = session(found)?;
+            let lease = Lease {
+                session: row.id.clone(),
+                workspace: row.workspace.clone(),
+                epoch: row.epoch,
+                claims: found.get("claims")?,
+            };
+            Ok(Claimed { lease, row })
         })
-        .optional();
-    lease.map_err(failed)
+        .optional()
+        .map_err(failed)?;
+    if claimed.is_some() {
+        // Whoever is next in line looks as well, if there is more to find.
+        let sql = format!("SELECT 1 FROM sessions WHERE {CLAIMABLE} LIMIT 1");
+        let mut statement = db.prepare_cached(&sql).map_err(failed)?;
+        effects.ready |= statement.exists([now.as_micros()]).map_err(failed)?;
+    }
+    Ok(claimed)
 }
 
 pub(crate) fn renew(

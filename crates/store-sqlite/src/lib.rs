@@ -16,9 +16,9 @@ use rusqlite::Connection;
 use std::{path::Path, sync::Arc, time::Duration};
 use tails::Tails;
 use vaquero_store::{
-    Answer, AnswerKey, CommitError, Committed, Document, DocumentPage, DocumentQuery, EventPage,
-    EventQuery, Lease, Position, Record, Seq, SessionPage, SessionQuery, SessionRow, Snapshot,
-    Store, StoreError, WorkerName, Write, notify::Wakes,
+    Answer, AnswerKey, Claimed, CommitError, Committed, Document, DocumentPage, DocumentQuery,
+    EventPage, EventQuery, Lease, Position, Record, Seq, SessionPage, SessionQuery, SessionRow,
+    Snapshot, Store, StoreError, WorkerName, Write, notify::Wakes,
 };
 use vaquero_types::{EventId, SessionId, Timestamp, WorkspaceId, thread::Thread};
 use writer::Writer;
@@ -81,8 +81,7 @@ impl Store for SqliteStore {
         kind: &str,
         id: &str,
     ) -> Result<Option<Document>, StoreError> {
-        let (workspace, kind, id) = (workspace.clone(), kind.to_owned(), id.to_owned());
-        self.read_with(move |db| read::document(db, &workspace, &kind, "id", &id)).await
+        self.readers.point(|db| read::document(db, workspace, kind, "id", id))
     }
 
     async fn document_by_key(
@@ -91,8 +90,7 @@ impl Store for SqliteStore {
         kind: &str,
         unique_key: &str,
     ) -> Result<Option<Document>, StoreError> {
-        let (workspace, kind, key) = (workspace.clone(), kind.to_owned(), unique_key.to_owned());
-        self.read_with(move |db| read::document(db, &workspace, &kind, "unique_key", &key)).await
+        self.readers.point(|db| read::document(db, workspace, kind, "unique_key", unique_key))
     }
 
     async fn documents(&self, query: &DocumentQuery) -> Result<DocumentPage, StoreError> {
@@ -111,8 +109,7 @@ impl Store for SqliteStore {
     }
 
     async fn session(&self, id: &SessionId) -> Result<Option<SessionRow>, StoreError> {
-        let id = id.clone();
-        self.read_with(move |db| read::session(db, &id)).await
+        self.readers.point(|db| read::session(db, id))
     }
 
     async fn sessions(&self, query: &SessionQuery) -> Result<SessionPage, StoreError> {
@@ -143,8 +140,7 @@ impl Store for SqliteStore {
     }
 
     async fn position(&self, session: &SessionId) -> Result<Option<Position>, StoreError> {
-        let session = session.clone();
-        self.read_with(move |db| read::position(db, &session)).await
+        self.readers.point(|db| read::position(db, session))
     }
 
     async fn events(&self, query: &EventQuery) -> Result<EventPage, StoreError> {
@@ -157,6 +153,9 @@ impl Store for SqliteStore {
         session: &SessionId,
         event: &EventId,
     ) -> Result<Option<Record>, StoreError> {
+        if let Some(record) = self.tails.received(session, event) {
+            return Ok(Some(record));
+        }
         let (session, event) = (session.clone(), event.clone());
         self.read_with(move |db| read::event(db, &session, &event)).await
     }
@@ -186,7 +185,7 @@ impl Store for SqliteStore {
         worker: &WorkerName,
         ttl: Duration,
         now: Timestamp,
-    ) -> Result<Option<Lease>, StoreError> {
+    ) -> Result<Option<Claimed>, StoreError> {
         self.writer.claim(worker.clone(), ttl, now).await
     }
 

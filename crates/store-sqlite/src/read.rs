@@ -34,6 +34,21 @@ impl Readers {
         Self { path, idle: Arc::default(), slots: Semaphore::new(READERS) }
     }
 
+    /// Runs a read of a row or two where the caller is: going to another thread and back takes longer than such a read.
+    pub(crate) fn point<T>(
+        &self,
+        read: impl FnOnce(&Connection) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let kept = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let connection = match kept {
+            Some(connection) => connection,
+            None => schema::connect(&self.path).map_err(failed)?,
+        };
+        let result = read(&connection);
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
+        result
+    }
+
     /// Runs `read` on a blocking thread.
     pub(crate) async fn with<T: Send + 'static>(
         &self,

@@ -53,7 +53,7 @@ fn status(word: &str) -> rusqlite::Result<Status> {
 }
 
 pub(crate) const SESSION_COLUMNS: &str = "id, workspace, status, agent, agent_version, environment, primary_thread, created_at, updated_at, \
-archived_at, head, client_head, revision, epoch, gate, usage, activity, body";
+archived_at, head, client_head, revision, epoch, gate, usage, activity, (SELECT body FROM bodies WHERE bodies.session = sessions.n)";
 
 /// Reads a row's columns in the order they were selected: looking each up by its name costs as much as reading it.
 struct Columns<'row> {

@@ -21,9 +21,10 @@ const MIGRATIONS: &[&str] = &["
         last_at INTEGER NOT NULL DEFAULT 0, last_event_at INTEGER NOT NULL DEFAULT 0,
         epoch INTEGER NOT NULL DEFAULT 0, claims INTEGER NOT NULL DEFAULT 0,
         lease_worker TEXT, lease_until INTEGER, ready_at INTEGER,
-        gate TEXT NOT NULL, usage TEXT NOT NULL, activity TEXT NOT NULL, body TEXT NOT NULL,
-        deleted INTEGER NOT NULL DEFAULT 0
+        gate TEXT NOT NULL, usage TEXT NOT NULL, activity TEXT NOT NULL, deleted INTEGER NOT NULL DEFAULT 0
     );
+    -- Apart from their rows, which every append rewrites.
+    CREATE TABLE bodies (session INTEGER PRIMARY KEY, body TEXT NOT NULL);
     CREATE INDEX sessions_list ON sessions (workspace, created_at, id) WHERE deleted = 0;
     CREATE INDEX sessions_ready ON sessions (ready_at) WHERE ready_at IS NOT NULL;
 

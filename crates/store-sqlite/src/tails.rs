@@ -6,8 +6,8 @@ use std::{
     collections::VecDeque,
     sync::{Mutex, PoisonError},
 };
-use vaquero_store::{Record, Seq};
-use vaquero_types::SessionId;
+use vaquero_store::{Record, RecordKind, Seq};
+use vaquero_types::{EventId, SessionId};
 
 /// Most bytes of all sessions together.
 const BYTES: usize = 16 << 20;
@@ -85,6 +85,16 @@ impl Tails {
         self.kept().sessions.peek(session)?.records.back().map(|record| record.seq)
     }
 
+    /// A client event as it was received, if that was lately.
+    pub(crate) fn received(&self, session: &SessionId, event: &EventId) -> Option<Record> {
+        let kept = self.kept();
+        let mut records = kept.sessions.peek(session)?.records.iter().rev();
+        let first = |record: &&Record| {
+            record.new.kind == RecordKind::Received && record.new.event_id == *event
+        };
+        records.find(first).cloned()
+    }
+
     /// All records after `after`, up to `max_bytes` of bodies but at least one; none if not all of them are here.
     pub(crate) fn read(
         &self,
@@ -109,10 +119,7 @@ impl Tails {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vaquero_types::{
-        EventId, ThreadId, Timestamp,
-        record::{NewRecord, RecordKind},
-    };
+    use vaquero_types::{ThreadId, Timestamp, record::NewRecord};
 
     fn record(seq: Seq, bytes: usize) -> Record {
         let new = NewRecord {

@@ -13,7 +13,8 @@ use std::{
 };
 use tokio::sync::oneshot;
 use vaquero_store::{
-    CommitError, Committed, Lease, Record, Seq, StoreError, WorkerName, Write, notify::Wakes,
+    Claimed, CommitError, Committed, Lease, Record, Seq, StoreError, WorkerName, Write,
+    notify::Wakes,
 };
 use vaquero_types::{SessionId, Timestamp};
 
@@ -38,7 +39,7 @@ enum Job {
         worker: WorkerName,
         ttl: Duration,
         now: Timestamp,
-        reply: oneshot::Sender<Result<Option<Lease>, StoreError>>,
+        reply: oneshot::Sender<Result<Option<Claimed>, StoreError>>,
     },
     Renew {
         lease: Lease,
@@ -104,7 +105,7 @@ impl Writer {
         worker: WorkerName,
         ttl: Duration,
         now: Timestamp,
-    ) -> Result<Option<Lease>, StoreError> {
+    ) -> Result<Option<Claimed>, StoreError> {
         self.ask(|reply| Job::Claim { worker, ttl, now, reply }).await?
     }
 
@@ -265,9 +266,7 @@ fn step(db: &Connection, job: Job, effects: &mut Effects) -> Option<Reply> {
             Some(Box::new(move |error| drop(reply.send(settle(result, error)))))
         }
         Job::Claim { worker, ttl, now, reply } => {
-            let result = commit::claim(db, &worker, ttl, now);
-            // Others may be ready too: the next worker in line looks as well.
-            effects.ready |= matches!(result, Ok(Some(_)));
+            let result = commit::claim(db, &worker, ttl, now, effects);
             Some(Box::new(move |error| {
                 drop(reply.send(error.map_or(result, Err)));
             }))

@@ -33,7 +33,7 @@ pub mod write;
 
 pub use document::{Document, DocumentPage, DocumentQuery, Order};
 pub use error::{CommitError, StoreError};
-pub use lease::{Lease, WorkerName};
+pub use lease::{Claimed, Lease, WorkerName};
 pub use live::{Delta, Live, LocalLive};
 pub use memory::MemoryStore;
 pub use record::{EventPage, EventQuery, NewRecord, Position, Record, RecordKind, Seq};
@@ -125,7 +125,7 @@ pub trait Store: Send + Sync + 'static {
         worker: &WorkerName,
         ttl: Duration,
         now: Timestamp,
-    ) -> Result<Option<Lease>, StoreError>;
+    ) -> Result<Option<Claimed>, StoreError>;
 
     /// Extends a lease; `LeaseLost` if another epoch has begun or the session is gone.
     async fn renew(&self, lease: &Lease, ttl: Duration, now: Timestamp) -> Result<(), CommitError>;

@@ -3,9 +3,10 @@
 mod apply;
 
 use crate::{
-    Answer, AnswerKey, CommitError, Committed, Document, DocumentPage, DocumentQuery, EventPage,
-    EventQuery, Lease, Order, Position, Record, RecordKind, Seq, SessionPage, SessionQuery,
-    SessionRow, Snapshot, Store, StoreError, WorkerName, Write, notify::Wakes, record::EventCursor,
+    Answer, AnswerKey, Claimed, CommitError, Committed, Document, DocumentPage, DocumentQuery,
+    EventPage, EventQuery, Lease, Order, Position, Record, RecordKind, Seq, SessionPage,
+    SessionQuery, SessionRow, Snapshot, Store, StoreError, WorkerName, Write, notify::Wakes,
+    record::EventCursor,
 };
 use async_trait::async_trait;
 use std::{
@@ -271,7 +272,7 @@ impl Store for MemoryStore {
         _worker: &WorkerName,
         ttl: Duration,
         now: Timestamp,
-    ) -> Result<Option<Lease>, StoreError> {
+    ) -> Result<Option<Claimed>, StoreError> {
         let mut tables = self.tables();
         let free = |kept: &&mut Kept| {
             kept.ready_at.is_some() && kept.leased_until.is_none_or(|until| until < now)
@@ -287,9 +288,10 @@ impl Store for MemoryStore {
             epoch: kept.row.epoch,
             claims: kept.claims,
         };
+        let claimed = Claimed { lease, row: kept.row.clone() };
         drop(tables);
         self.wakes.ready();
-        Ok(Some(lease))
+        Ok(Some(claimed))
     }
 
     async fn renew(&self, lease: &Lease, ttl: Duration, now: Timestamp) -> Result<(), CommitError> {

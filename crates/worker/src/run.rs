@@ -8,7 +8,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use vaquero_core::Limits;
-use vaquero_store::{Lease, StoreError};
+use vaquero_store::{Claimed, StoreError};
 use vaquero_types::SessionId;
 
 /// How a worker works.
@@ -66,19 +66,19 @@ impl Worker {
                 () = stop.cancelled() => break,
             };
             let Ok(permit) = permit else { break };
-            let Some(lease) = self.next(&stop).await else { continue };
+            let Some(claimed) = self.next(&stop).await else { continue };
             crash::point("claimed");
             metrics::counter!("vaquero_claims_total").increment(1);
             let turn = Turn::new(
                 self.world.clone(),
                 self.config.clone(),
                 kept.clone(),
-                lease,
+                claimed.lease,
                 stop.clone(),
             );
             turns.spawn(async move {
                 let _permit = permit;
-                turn.run().await;
+                turn.run(claimed.row).await;
             });
             while let Some(done) = turns.try_join_next() {
                 note(done);
@@ -91,14 +91,14 @@ impl Worker {
     }
 
     /// The next session to work on; none when it is worth looking again, or time to stop.
-    async fn next(&self, stop: &CancellationToken) -> Option<Lease> {
+    async fn next(&self, stop: &CancellationToken) -> Option<Claimed> {
         let claimed = self
             .world
             .store
             .claim(&self.config.name, self.config.lease, self.world.clock.now())
             .await;
         match claimed {
-            Ok(Some(lease)) => return Some(lease),
+            Ok(Some(claimed)) => return Some(claimed),
             Ok(None) => {}
             Err(StoreError::Closed) => stop.cancelled().await,
             Err(error) => tracing::error!(%error, "cannot claim; will look again"),

@@ -20,7 +20,8 @@ use vaquero_core::{
     turn::{Batch, Facts, Purpose},
 };
 use vaquero_store::{
-    Append, Author, CommitError, Lease, Record, Seq, SessionChange, Snapshot, StoreError, Write,
+    Append, Author, CommitError, Lease, Record, Seq, SessionChange, SessionRow, Snapshot,
+    StoreError, Write,
 };
 use vaquero_types::{EventId, Timestamp, session::SessionBody};
 
@@ -75,8 +76,8 @@ impl Turn {
         Self { world, config, kept, lease, stop }
     }
 
-    pub(crate) async fn run(self) {
-        let outcome = self.perform().await;
+    pub(crate) async fn run(self, row: SessionRow) {
+        let outcome = self.perform(row).await;
         match outcome {
             Ok(()) => metrics::counter!("vaquero_turns_total").increment(1),
             Err(Stopped::LeaseLost) => {
@@ -89,8 +90,8 @@ impl Turn {
         }
     }
 
-    async fn perform(&self) -> Result<(), Stopped> {
-        let mut run = self.open().await?;
+    async fn perform(&self, row: SessionRow) -> Result<(), Stopped> {
+        let mut run = self.open(row).await?;
         let mut renewal = tokio::time::interval(self.config.lease / 3);
         renewal.tick().await;
         let mut steps = self.handle(&mut run, Input::Start { claims: self.lease.claims });
@@ -139,9 +140,8 @@ impl Turn {
     }
 
     /// Folds the log from the newest snapshot.
-    async fn open(&self) -> Result<Run, Stopped> {
+    async fn open(&self, row: SessionRow) -> Result<Run, Stopped> {
         let session = &self.lease.session;
-        let row = self.world.store.session(session).await?.ok_or(Stopped::LeaseLost)?;
         let body: SessionBody = serde_json::from_str(&row.body)
             .map_err(|error| Stopped::Unreadable(error.to_string()))?;
         let mut folded = match self.kept.take(session) {

@@ -219,7 +219,7 @@ pub(super) async fn the_oldest_ready_session_is_claimed_once(store: SharedStore)
         );
     }
     let found: Vec<_> =
-        claims.join_all().await.into_iter().flatten().map(|lease| lease.session).collect();
+        claims.join_all().await.into_iter().flatten().map(|found| found.lease.session).collect();
     assert_eq!(found.len(), 3);
     assert_eq!(found.iter().collect::<BTreeSet<_>>().len(), 3);
     let again = claimed(&store, 50 + 31).await;
@@ -520,7 +520,7 @@ pub(super) async fn nobody_waiting_for_work_is_missed(store: SharedStore) {
             let mut done = 0;
             loop {
                 match store.claim(&"w".to_owned(), TTL, at(10)).await.expect("claimable") {
-                    Some(lease) => {
+                    Some(crate::Claimed { lease, .. }) => {
                         let change =
                             SessionChange { ready: Some(false), ..SessionChange::default() };
                         let author = Author::Worker { epoch: lease.epoch, seen: None };

@@ -125,7 +125,7 @@ pub(super) async fn message(
 
 pub(super) async fn claimed(store: &SharedStore, second: i64) -> Lease {
     let lease = store.claim(&"worker".to_owned(), TTL, at(second)).await.expect("claimable");
-    lease.expect("a session is ready")
+    lease.expect("a session is ready").lease
 }
 
 pub(super) fn by(lease: &Lease) -> Author {

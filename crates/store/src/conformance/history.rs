@@ -40,7 +40,7 @@ pub async fn agree(seed: u64, steps: u32, one: SharedStore, other: SharedStore) 
                 let first = one.claim(&worker, TTL, at(second)).await.expect("claimable");
                 let second_store = other.claim(&worker, TTL, at(second)).await.expect("claimable");
                 assert_eq!(first, second_store, "seed {seed}, step {step}");
-                leases.extend(first);
+                leases.extend(first.map(|found| found.lease));
             }
             3 => {
                 let revision = one
