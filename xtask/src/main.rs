@@ -16,6 +16,7 @@ const HELP: &str = "cargo xtask COMMAND
   test    set up what the tests need and run everything
   deps    check which crate may depend on which
   sdk     run the official SDKs' suites alone
+  ledger  write docs/compatibility.md and openapi/openapi.json anew
   load    measure a release build, see docs/performance.md (--quick, --help)
 ";
 
@@ -24,6 +25,7 @@ fn main() -> ExitCode {
         Some("test") => test(),
         Some("deps") => deps::check().map(|()| true),
         Some("load") => load(),
+        Some("ledger") => sdk::ledger(),
         Some("sdk") => build().and_then(|()| {
             let mut tally = Tally::default();
             sdk::run(&mut tally)?;
@@ -57,6 +59,11 @@ fn root() -> PathBuf {
     here.parent().map_or_else(|| here.clone(), Path::to_owned)
 }
 
+/// Where cargo builds.
+fn target() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
+}
+
 fn cargo(arguments: &[&str]) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(arguments).current_dir(root());
@@ -78,9 +85,12 @@ fn load() -> anyhow::Result<bool> {
     if !built.success() {
         bail!("the release build fails");
     }
-    let program = root().join("target/release/load");
+    let program = target().join("release/load");
     let arguments = std::env::args().skip(2);
-    Ok(Command::new(program).args(arguments).current_dir(root()).status()?.success())
+    let server = target().join("release/vaquero");
+    let mut load = Command::new(program);
+    load.arg("--exe").arg(server).args(arguments).current_dir(root());
+    Ok(load.status()?.success())
 }
 
 fn test() -> anyhow::Result<bool> {

@@ -40,16 +40,17 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        drop(Command::new("kill").arg(self.child.id().to_string()).status());
+        // The shell's own `kill`: a small Debian has no other.
+        drop(Command::new("sh").args(["-c", &format!("kill {}", self.child.id())]).status());
         drop(self.child.wait());
     }
 }
 
 pub(crate) fn run(tally: &mut Tally) -> anyhow::Result<()> {
-    let exe = crate::root().join("target/debug/vaquero");
+    let exe = crate::target().join("debug/vaquero");
     let model =
         Process::start(Command::new(&exe).args(["scripted-model", "--listen", "127.0.0.1:0"]))?;
-    let data = crate::root().join("target/sdk/data");
+    let data = crate::target().join("sdk/data");
     if data.exists() {
         fs::remove_dir_all(&data)?;
     }
@@ -74,8 +75,25 @@ pub(crate) fn run(tally: &mut Tally) -> anyhow::Result<()> {
     python(tally, &target)?;
     typescript(tally, &target)?;
     drop(server);
-    drop(Command::new("pkill").args(["-f", &data.join("launcher").display().to_string()]).status());
+    end_launcher(&data);
     Ok(())
+}
+
+/// The launcher lingers for the next server on this directory; here there is none.
+fn end_launcher(data: &Path) {
+    let script = r#"for p in /proc/[0-9]*; do tr '\0' ' ' < $p/cmdline 2>/dev/null | grep -q -F "launcher" || continue
+        tr '\0' ' ' < $p/cmdline | grep -q -F "$0" && kill -9 ${p#/proc/}; done"#;
+    let mut shell = Command::new("sh");
+    shell.arg("-c").arg(script).arg(data.join("launcher")).stderr(Stdio::null());
+    drop(shell.status());
+}
+
+/// Writes the ledger and the OpenAPI document anew, from the newest SDK.
+pub(crate) fn ledger() -> anyhow::Result<bool> {
+    let (name, package) = PYTHON[0];
+    let python = python_environment(name, package)?;
+    let status = Command::new(python).arg(crate::root().join("tests/sdk/ledger.py")).status()?;
+    Ok(status.success())
 }
 
 struct Target {
@@ -134,7 +152,7 @@ fn succeed(command: &mut Command, what: &str) -> anyhow::Result<()> {
 
 /// A virtual environment with this generation of the SDK.
 fn python_environment(name: &str, package: &str) -> anyhow::Result<PathBuf> {
-    let place = crate::root().join("target/sdk").join(format!("python-{name}"));
+    let place = crate::target().join("sdk").join(format!("python-{name}"));
     let python = place.join("bin/python");
     if !python.exists() {
         succeed(Command::new("python3").args(["-m", "venv"]).arg(&place), "python3 -m venv")?;
@@ -170,6 +188,14 @@ fn python(tally: &mut Tally, target: &Target) -> anyhow::Result<()> {
     let suite = crate::root().join("tests/sdk/python");
     for (name, package) in PYTHON {
         let python = python_environment(name, package)?;
+        if name == "new" {
+            let mut ledger = Command::new(&python);
+            ledger.arg(crate::root().join("tests/sdk/ledger.py")).arg("--check");
+            tally.run("the ledger and the code", ledger, |line| {
+                let agrees = line.contains(" operations, ") || line.starts_with("the SDK ");
+                agrees.then_some((1, 0))
+            })?;
+        }
         let mut pytest = Command::new(python);
         pytest
             .args(["-m", "pytest", "-q", "-p", "no:cacheprovider"])
@@ -199,7 +225,7 @@ fn typescript(tally: &mut Tally, target: &Target) -> anyhow::Result<()> {
         return Ok(());
     }
     for (name, package) in TYPESCRIPT {
-        let place = crate::root().join("target/sdk").join(format!("ts-{name}"));
+        let place = crate::target().join("sdk").join(format!("ts-{name}"));
         fs::create_dir_all(&place)?;
         if !place.join("package.json").exists() {
             fs::write(place.join("package.json"), "{ \"private\": true, \"type\": \"module\" }\n")?;

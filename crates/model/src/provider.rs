@@ -25,6 +25,7 @@ pub struct Message {
     /// Who speaks.
     pub role: Role,
     /// Its blocks, shared with whoever keeps the conversation.
+    #[expect(clippy::rc_buffer, reason = "whoever keeps it goes on adding to it")]
     pub content: Arc<Vec<Value>>,
 }
 

@@ -182,8 +182,19 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         // The launcher lingers for the next server; after a test there is none.
-        let directory = self.data.path().join("data/launcher");
-        drop(std::process::Command::new("pkill").args(["-9", "-f"]).arg(&directory).status());
+        end_processes(&self.data.path().join("data/launcher").display().to_string());
+    }
+}
+
+/// Kills every process whose command line names `mark`.
+fn end_processes(mark: &str) {
+    for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let pid = entry.file_name().to_str().and_then(|name| name.parse().ok());
+        let Some(pid) = pid.and_then(rustix::process::Pid::from_raw) else { continue };
+        let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        if line.windows(mark.len()).any(|part| part == mark.as_bytes()) {
+            rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap_or_default();
+        }
     }
 }
 
