@@ -22,6 +22,7 @@ pub struct Message {
     /// Who speaks.
     pub role: Role,
     /// Its blocks, in wire shape; shared with the requests that carry them.
+    #[expect(clippy::rc_buffer, reason = "the last message grows")]
     pub content: Arc<Vec<Value>>,
 }
 
