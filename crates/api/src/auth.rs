@@ -14,9 +14,10 @@ use axum::{
 use std::{
     collections::HashMap,
     sync::{Mutex, PoisonError},
+    time::Duration,
 };
 use subtle::ConstantTimeEq;
-use vaquero_types::{ApiError, ApiKeyId, ErrorCode, WorkspaceId};
+use vaquero_types::{ApiError, ApiKeyId, ErrorCode, Timestamp, WorkspaceId};
 
 /// An authenticated caller.
 #[derive(Clone, Debug)]
@@ -31,26 +32,29 @@ pub(crate) struct Caller {
 #[derive(Clone, Debug)]
 pub(crate) struct CallerWorkspace(pub(crate) WorkspaceId);
 
-/// Keys that were looked up before. Revoking one clears it.
+/// Keys that were looked up a moment ago. Revoking one here clears it; one that another process revoked is trusted no longer than [`KeyCache::TRUST`].
 #[derive(Debug, Default)]
 pub(crate) struct KeyCache {
-    known: Mutex<HashMap<String, Caller>>,
+    known: Mutex<HashMap<String, (Caller, Timestamp)>>,
 }
 
 impl KeyCache {
     /// Most keys kept.
     const MOST: usize = 10_000;
+    const TRUST: Duration = Duration::from_secs(5);
 
-    fn get(&self, hash: &str) -> Option<Caller> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner).get(hash).cloned()
+    fn get(&self, hash: &str, now: Timestamp) -> Option<Caller> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let (caller, until) = known.get(hash)?;
+        (now < *until).then(|| caller.clone())
     }
 
-    fn put(&self, hash: String, caller: Caller) {
+    fn put(&self, hash: String, caller: Caller, now: Timestamp) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if known.len() >= Self::MOST {
             known.clear();
         }
-        known.insert(hash, caller);
+        known.insert(hash, (caller, now.plus(Self::TRUST)));
     }
 
     pub(crate) fn clear(&self) {
@@ -119,14 +123,14 @@ fn presented(headers: &HeaderMap) -> Result<String> {
 
 async fn authenticate(app: &App, headers: &HeaderMap) -> Result<Caller> {
     let hash = keys::hash(&presented(headers)?);
-    if let Some(caller) = app.keys.get(&hash) {
+    if let Some(caller) = app.keys.get(&hash, app.now()) {
         return Ok(caller);
     }
     let Some(key) = keys::find(app.parts.store.as_ref(), &hash).await? else {
         return Err(unauthenticated());
     };
     let caller = Caller { key: key.id, workspace: key.workspace };
-    app.keys.put(hash, caller.clone());
+    app.keys.put(hash, caller.clone(), app.now());
     Ok(caller)
 }
 

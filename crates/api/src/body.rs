@@ -16,6 +16,9 @@ use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use vaquero_types::{ApiError, ErrorCode, Fields, id::hex};
 
+/// Bodies above this are taken in on a thread of their own.
+const LARGE: usize = 256 << 10;
+
 /// Path parameters by name.
 #[derive(Clone, Debug)]
 pub(crate) struct PathIds(HashMap<String, String>);
@@ -47,13 +50,14 @@ pub(crate) struct Posted {
     pub(crate) operation: String,
     pub(crate) idempotency_key: Option<String>,
     pub(crate) digest: String,
-    value: Value,
+    /// A body that is no JSON object is refused where it is needed: a repeated request is answered first.
+    value: std::result::Result<Value, ApiError>,
 }
 
 impl Posted {
     /// The body as an object; nothing at all counts as an empty one.
     pub(crate) fn fields(&self) -> Result<Fields> {
-        Ok(Fields::new(self.value.clone(), "")?)
+        Ok(Fields::new(self.value.clone()?, "")?)
     }
 }
 
@@ -66,9 +70,16 @@ impl FromRequest<App> for Posted {
         })?;
         let operation = format!("{} {}", request.method(), request.uri().path());
         let idempotency_key = idempotency_key(request.headers())?;
+        check_encoding(request.headers())?;
         let bytes = read(request, app).await?;
-        let digest = hex(&Sha256::digest(&bytes));
-        let value = decode(&bytes)?;
+        let large = bytes.len() > LARGE;
+        let take_in = move || (hex(&Sha256::digest(&bytes)), decode(&bytes));
+        let (digest, value) = if large {
+            let done = tokio::task::spawn_blocking(take_in).await;
+            done.map_err(|_| Reject(ApiError::new(ErrorCode::Internal, "internal server error")))?
+        } else {
+            take_in()
+        };
         Ok(Self { caller, operation, idempotency_key, digest, value })
     }
 }
@@ -122,13 +133,34 @@ async fn read(request: Request, app: &App) -> Result<Bytes> {
     }
 }
 
-fn decode(bytes: &[u8]) -> Result<Value> {
+/// Bodies travel plain and in UTF-8.
+fn check_encoding(headers: &HeaderMap) -> Result<()> {
+    let text = |name| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let encoding = text(header::CONTENT_ENCODING).trim().to_ascii_lowercase();
+    if !encoding.is_empty() && encoding != "identity" {
+        let message =
+            format!("content-encoding: `{encoding}` is not supported; send the body as it is");
+        let error = ApiError::invalid(message).with_error_code("request_body_encoding_unsupported");
+        return Err(error.into());
+    }
+    let kind = text(header::CONTENT_TYPE).to_ascii_lowercase();
+    let charset = kind.split(';').find_map(|part| part.trim().strip_prefix("charset="));
+    match charset.map(|name| name.trim_matches('"')) {
+        None | Some("utf-8" | "utf8" | "us-ascii") => Ok(()),
+        Some(other) => {
+            let message = format!("content-type: charset `{other}` is not supported; send UTF-8");
+            Err(ApiError::invalid(message).with_error_code("unsupported_charset").into())
+        }
+    }
+}
+
+fn decode(bytes: &[u8]) -> std::result::Result<Value, ApiError> {
     if bytes.iter().all(u8::is_ascii_whitespace) {
         return Ok(Value::Object(Map::new()));
     }
     if std::str::from_utf8(bytes).is_err() {
         let message = "the request body is not valid UTF-8";
-        return Err(ApiError::invalid(message).with_error_code("unsupported_charset").into());
+        return Err(ApiError::invalid(message).with_error_code("unsupported_charset"));
     }
     let value: Value = serde_json::from_slice(bytes).map_err(|error| {
         ApiError::invalid(format!("the request body is not valid JSON: {error}"))
@@ -137,6 +169,6 @@ fn decode(bytes: &[u8]) -> Result<Value> {
         Ok(value)
     } else {
         let kind = vaquero_types::fields::kind(&value);
-        Err(ApiError::invalid(format!("the request body must be a JSON object, got {kind}")).into())
+        Err(ApiError::invalid(format!("the request body must be a JSON object, got {kind}")))
     }
 }

@@ -133,7 +133,8 @@ impl App {
                 Err(error) => return Err(error.into()),
             }
         }
-        Err(CommitError::Changed.into())
+        let message = "the resource is being changed by others too quickly; try again";
+        Err(ApiError::new(ErrorCode::Overloaded, message).into())
     }
 
     async fn show(&self, reply: Reply) -> Result<Response> {
@@ -219,11 +220,12 @@ fn answer_write(key: &AnswerKey, posted: &Posted, reply: &Reply) -> Write {
 #[derive(Debug, Default, serde::Serialize, serde::Deserialize)]
 struct KeptRefusal {
     message: String,
+    error_code: Option<String>,
 }
 
 impl KeptRefusal {
     fn from_error(error: &ApiError) -> Self {
-        Self { message: error.message.clone() }
+        Self { message: error.message.clone(), error_code: error.error_code.map(str::to_owned) }
     }
 
     fn into_error(self, status: u16) -> ApiError {
@@ -232,6 +234,11 @@ impl KeptRefusal {
             409 => ErrorCode::Conflict,
             _ => ErrorCode::InvalidRequest,
         };
-        ApiError::new(code, self.message)
+        let error = ApiError::new(code, self.message);
+        let known = |name: &&&str| self.error_code.as_deref() == Some(**name);
+        match ApiError::CODES.iter().find(known) {
+            Some(error_code) => error.with_error_code(error_code),
+            None => error,
+        }
     }
 }

@@ -200,6 +200,7 @@ pub async fn revoke_in(store: &dyn Store, clock: &dyn Clock, id: &str) -> Result
     let document = Document { body: String::new(), ..found };
     let body = serde_json::to_string(&key).expect("a key record is plain data");
     let document = Document { archived_at: key.revoked_at, body, ..document };
-    store.commit(vec![Write::PutDocument { document, expect: Expect::Any }], now).await?;
+    let expect = Expect::Revision(document.revision);
+    store.commit(vec![Write::PutDocument { document, expect }], now).await?;
     Ok(true)
 }

@@ -96,6 +96,20 @@ pub struct ApiError {
 }
 
 impl ApiError {
+    /// Every `error_code` a refusal may carry.
+    pub const CODES: [&str; 10] = [
+        "agent_model_required",
+        "budget_create_only",
+        "environment_archived",
+        "environment_not_found",
+        "invalid_config_type_change",
+        "invalid_metadata",
+        "model_does_not_support_mid_conversation_system",
+        "request_body_encoding_unsupported",
+        "request_body_timeout",
+        "unsupported_charset",
+    ];
+
     /// An error with a message and nothing else.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
         Self { code, message: message.into(), error_code: None, retry_after: None }
@@ -114,6 +128,7 @@ impl ApiError {
     /// The same error with an `error_code` for typed exceptions.
     #[must_use]
     pub fn with_error_code(mut self, error_code: &'static str) -> Self {
+        debug_assert!(Self::CODES.contains(&error_code), "{error_code} is not listed");
         self.error_code = Some(error_code);
         self
     }

@@ -37,8 +37,9 @@ async fn decide(app: App, posted: Arc<Posted>, ids: PathIds) -> Result<Outcome> 
         );
         return Err(ApiError::new(ErrorCode::Conflict, message).into());
     }
-    let next = stored.version + 1;
-    let multiagent = agents::resolve(&app, workspace, draft.multiagent, &stored.id, next).await?;
+    let version = stored.version;
+    let multiagent =
+        agents::resolve(&app, workspace, draft.multiagent, &stored.id, version).await?;
     let mut agent = Agent {
         name: draft.name,
         description: draft.description,
@@ -55,8 +56,11 @@ async fn decide(app: App, posted: Arc<Posted>, ids: PathIds) -> Result<Outcome> 
     if agent == stored {
         return Ok(Outcome::new(Vec::new(), agents::show(&stored)));
     }
-    agent.version = next;
-    agent.updated_at = app.now();
+    agent.version += 1;
+    agent.updated_at = app.now().max(stored.updated_at);
+    if let Some(multiagent) = &mut agent.multiagent {
+        multiagent.pin(&agent.id, agent.version);
+    }
     let writes = agents::writes(workspace, &agent, Expect::Revision(document.revision), true);
     Ok(Outcome::new(writes, agents::show(&agent)))
 }

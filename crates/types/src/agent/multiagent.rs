@@ -9,6 +9,25 @@ use serde_json::{Value, json};
 #[serde(transparent)]
 pub struct Multiagent(pub Value);
 
+impl Multiagent {
+    /// Pins every mention of an agent to a version: an agent that lists itself means the version that lists it.
+    pub fn pin(&mut self, id: &AgentId, version: u64) {
+        fn walk(value: &mut Value, id: &AgentId, version: u64) {
+            match value {
+                Value::Object(fields) => {
+                    if fields.get("id").is_some_and(|found| found == id.as_str()) {
+                        fields.insert("version".to_owned(), json!(version));
+                    }
+                    fields.values_mut().for_each(|value| walk(value, id, version));
+                }
+                Value::Array(items) => items.iter_mut().for_each(|item| walk(item, id, version)),
+                Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+            }
+        }
+        walk(&mut self.0, id, version);
+    }
+}
+
 /// One entry of a roster, as the client wrote it.
 #[derive(Clone, Debug, PartialEq)]
 pub enum RosterEntry {
