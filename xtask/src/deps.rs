@@ -18,7 +18,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         &["vaquero-core", "vaquero-model", "vaquero-sandbox", "vaquero-store", "vaquero-types"],
     ),
     ("vaquero-api", &["vaquero-core", "vaquero-model", "vaquero-store", "vaquero-types"]),
-    ("vaquero-testkit", &["vaquero-model", "vaquero-types"]),
+    ("vaquero-testkit", &["vaquero-model", "vaquero-sandbox", "vaquero-types"]),
     ("xtask", &[]),
 ];
 

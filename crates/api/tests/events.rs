@@ -143,10 +143,7 @@ async fn a_stream_begins_where_it_is_opened_and_ends_with_the_session() {
     let frame = frames.next().await.expect("a frame");
     let lines: Vec<&str> = frame.lines().collect();
     assert!(lines.iter().any(|line| line.starts_with("event: ")), "{frame}");
-    assert!(
-        frame.contains("\"title\":\"after\"") && lines.contains(&"id: 2"),
-        "{frame}"
-    );
+    assert!(frame.contains("\"title\":\"after\"") && lines.contains(&"id: 2"), "{frame}");
     rig.delete(&path).await.ok();
     assert_eq!(frames.event().await["type"], "session.deleted");
     assert_eq!(frames.next().await, None);
