@@ -53,7 +53,7 @@ struct Names {
 }
 
 impl Names {
-    fn new(&mut self, what: &str) -> String {
+    fn fresh(&mut self, what: &str) -> String {
         self.next += 1;
         format!("{what}-{}", self.next)
     }
@@ -62,7 +62,7 @@ impl Names {
 fn perform(world: &mut World, op: &Op, names: &mut Names) {
     match op {
         Op::Say(count) => {
-            let messages: Vec<Value> = (0..*count).map(|_| message(&names.new("user"))).collect();
+            let messages: Vec<Value> = (0..*count).map(|_| message(&names.fresh("user"))).collect();
             let waits = world.status == Status::Idle && !waiting(world).is_empty();
             assert_eq!(
                 world.send(&messages).is_err(),
@@ -73,7 +73,7 @@ fn perform(world: &mut World, op: &Op, names: &mut Names) {
         Op::Interrupt => drop(world.send(&[json!({ "type": "user.interrupt" })]).expect("always")),
         Op::InterruptAndSay(count) => {
             let mut events = vec![json!({ "type": "user.interrupt" })];
-            events.extend((0..*count).map(|_| message(&names.new("user"))));
+            events.extend((0..*count).map(|_| message(&names.fresh("user"))));
             world.send(&events).expect("always");
         }
         Op::Answer(which, allow) => {
@@ -98,7 +98,7 @@ fn perform(world: &mut World, op: &Op, names: &mut Names) {
             }
         }
         Op::ModelSays(thinks) => {
-            let mut blocks = vec![text(&names.new("model"))];
+            let mut blocks = vec![text(&names.fresh("model"))];
             if *thinks {
                 blocks.insert(0, json!({ "type": "thinking", "thinking": "hm", "signature": "s" }));
             }
@@ -111,7 +111,7 @@ fn perform(world: &mut World, op: &Op, names: &mut Names) {
             }
             let tools = ["bash", "read", "write", "ask", "fly"];
             let blocks =
-                kinds.iter().map(|kind| tool_use(&names.new("toolu"), tools[usize::from(*kind)]));
+                kinds.iter().map(|kind| tool_use(&names.fresh("toolu"), tools[usize::from(*kind)]));
             world.answer(blocks.collect(), Ending::ToolUse);
         }
         Op::ModelFails(kind) => world.fail(match kind {
@@ -148,7 +148,7 @@ fn pick(from: &[EventId], which: u8) -> Option<EventId> {
 
 fn answer_to(world: &World, call: &EventId, allow: bool, names: &mut Names) -> Value {
     if calls(world)[call] == "agent.custom_tool_use" {
-        result(call, &names.new("result"))
+        result(call, &names.fresh("result"))
     } else {
         confirm(call, allow)
     }
@@ -158,6 +158,10 @@ fn answer_to(world: &World, call: &EventId, allow: bool, names: &mut Names) -> V
 fn calls(world: &World) -> BTreeMap<EventId, String> {
     let found = world.events().into_iter().filter(|(kind, ..)| kind.ends_with("tool_use"));
     found.map(|(kind, id, _)| (id, kind.to_owned())).collect()
+}
+
+fn call_of(body: &Value) -> Option<&str> {
+    body["tool_use_id"].as_str().or_else(|| body["custom_tool_use_id"].as_str())
 }
 
 /// The reference: calls that wait for a client, by what a client has seen and sent.
@@ -174,7 +178,7 @@ fn waiting(world: &World) -> Vec<EventId> {
             (RecordKind::Received, "user.interrupt") => open.clear(),
             (RecordKind::Transcript, _) => {}
             (_, "agent.tool_result" | "user.tool_confirmation" | "user.custom_tool_result") => {
-                let call = body["tool_use_id"].as_str().or(body["custom_tool_use_id"].as_str());
+                let call = call_of(&body);
                 closed.extend(call.map(str::to_owned));
             }
             _ => {}
@@ -221,6 +225,14 @@ fn check(world: &World) {
             );
         }
     }
+    if world.status == Status::Idle && waiting(world).is_empty() {
+        let of = |kind| {
+            let found = world.log.iter().filter(move |record| record.new.kind == kind);
+            found.map(|record| &record.new.event_id).collect::<BTreeSet<_>>()
+        };
+        let (received, processed) = (of(RecordKind::Received), of(RecordKind::Event));
+        assert!(received.is_subset(&processed), "at rest nothing is left in the queue");
+    }
     let (mut begun, mut ended) = (0, 0);
     for (kind, ..) in &events {
         begun += u32::from(*kind == "span.model_request_start");
@@ -232,7 +244,7 @@ fn check(world: &World) {
         .iter()
         .filter(|(kind, ..)| *kind == "agent.tool_result" || *kind == "user.custom_tool_result")
     {
-        let call = body["tool_use_id"].as_str().or(body["custom_tool_use_id"].as_str());
+        let call = call_of(&body);
         *settled.entry(call.unwrap_or_default().to_owned()).or_default() += 1;
     }
     assert!(settled.values().all(|count| *count == 1), "a call is settled once: {settled:?}");
@@ -261,6 +273,12 @@ fn check_request(messages: &[Message], world: &World, compacted: bool) {
     let mut open: BTreeSet<&str> = BTreeSet::new();
     let mut before = None;
     let mut words = BTreeSet::new();
+    let failed: BTreeSet<String> = world
+        .events()
+        .iter()
+        .filter(|(kind, _, body)| *kind == "agent.tool_result" && body["is_error"] == true)
+        .map(|(.., body)| body["content"][0]["text"].as_str().unwrap_or_default().to_owned())
+        .collect();
     for Message { role, content } in messages {
         assert!(before != Some(*role), "two messages of one side in a row");
         assert!(!content.is_empty());
@@ -273,6 +291,10 @@ fn check_request(messages: &[Message], world: &World, compacted: bool) {
             (results.len(), &open),
             "each call has its result in the next message"
         );
+        for block in content.iter().filter(|block| block["type"] == "tool_result") {
+            let said = block["content"][0]["text"].as_str().unwrap_or_default();
+            assert_eq!(block["is_error"] == true, failed.contains(said), "{said}");
+        }
         let first_other = content
             .iter()
             .position(|block| block["type"] != "tool_result")
@@ -321,7 +343,7 @@ fn settle(world: &mut World, names: &mut Names) {
             return;
         }
         if world.asked.is_some() {
-            world.answer(vec![text(&names.new("model"))], Ending::EndTurn);
+            world.answer(vec![text(&names.fresh("model"))], Ending::EndTurn);
         }
         for call in world.calls_that_run() {
             world.finish(&call);
