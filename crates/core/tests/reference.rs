@@ -244,7 +244,7 @@ fn check(world: &World) {
         .iter()
         .filter(|(kind, ..)| *kind == "agent.tool_result" || *kind == "user.custom_tool_result")
     {
-        let call = call_of(&body);
+        let call = call_of(body);
         *settled.entry(call.unwrap_or_default().to_owned()).or_default() += 1;
     }
     assert!(settled.values().all(|count| *count == 1), "a call is settled once: {settled:?}");

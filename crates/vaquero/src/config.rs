@@ -4,11 +4,14 @@ use anyhow::{Context, bail};
 use clap::Args;
 use figment::{
     Figment,
-    providers::{Env, Format, Serialized, Toml},
+    error::Kind,
+    providers::{Format, Serialized, Toml},
+    value::Value,
 };
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 use std::{
-    net::SocketAddr,
+    ffi::OsStr,
+    net::{SocketAddr, ToSocketAddrs},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -18,6 +21,20 @@ use vaquero_model::ModelInfo;
 
 /// Variables with our prefix that are no settings.
 const NOT_SETTINGS: [&str; 3] = ["CONFIG", "CRASH_POINT", "DEMO_MODEL"];
+
+/// Settings that are numbers.
+const NUMBERS: [&str; 10] = [
+    "sandbox_idle_seconds",
+    "turns",
+    "turn_seconds",
+    "turn_model_calls",
+    "turn_tool_calls",
+    "model_attempts",
+    "model_backoff_ms",
+    "model_window",
+    "model_max_tokens",
+    "lease_seconds",
+];
 
 /// Flags of `vaquero serve`. Each has a variable (`VAQUERO_` and its name in capitals) and a key in `vaquero.toml` (its name with underscores).
 #[derive(Clone, Debug, Default, Args, Serialize)]
@@ -146,6 +163,7 @@ pub(crate) enum LogFormat {
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Config {
+    #[serde(deserialize_with = "address")]
     pub(crate) listen: SocketAddr,
     pub(crate) data_dir: PathBuf,
     pub(crate) api_key: Option<String>,
@@ -231,16 +249,18 @@ impl Config {
             }
             None => {}
         }
-        let variables = Env::prefixed("VAQUERO_").filter(|name| {
-            !NOT_SETTINGS.iter().any(|other| name.as_str().eq_ignore_ascii_case(other))
-        });
-        figment = figment.merge(variables);
+        for (name, value) in std::env::vars_os() {
+            if let Some(variable) = FromVariable::of(&name, &value)? {
+                figment = figment.merge(variable);
+            }
+        }
         figment = figment.merge(FromFlags(args.clone()));
         let config: Self = figment.extract().map_err(|error| describe(&error))?;
-        config.checked()
+        config.checked(&figment)
     }
 
-    fn checked(mut self) -> anyhow::Result<Self> {
+    fn checked(mut self, figment: &Figment) -> anyhow::Result<Self> {
+        let source = |name: &str| figment.find_metadata(name).map(place).unwrap_or_default();
         for (setting, flag) in [
             (&self.database_url, "--database-url (PostgreSQL)"),
             (&self.role, "--role"),
@@ -254,8 +274,9 @@ impl Config {
         }
         if Rates::preset(&self.rate_limits).is_none() {
             bail!(
-                "rate_limits: `{}` is not a preset; use `off`, `hosted` or `hosted-early`",
-                self.rate_limits
+                "rate_limits: `{}` is not a preset; use `off`, `hosted` or `hosted-early` — from {}",
+                self.rate_limits,
+                source("rate_limits")
             );
         }
         let positive = [
@@ -267,7 +288,7 @@ impl Config {
             ("lease_seconds", self.lease_seconds),
         ];
         if let Some((name, _)) = positive.iter().find(|(_, value)| *value == 0) {
-            bail!("{name}: must be at least 1");
+            bail!("{name}: must be at least 1 — from {}", source(name));
         }
         if self.anthropic_api_key.is_none() {
             self.anthropic_api_key =
@@ -290,6 +311,49 @@ impl Config {
     }
 }
 
+/// One variable as a source of its own. Text stays text: a key of digits alone is no number.
+struct FromVariable {
+    variable: String,
+    setting: String,
+    value: Value,
+}
+
+impl FromVariable {
+    fn of(name: &OsStr, value: &OsStr) -> anyhow::Result<Option<Self>> {
+        let Some(variable) = name.to_str() else { return Ok(None) };
+        let Some(setting) = variable.strip_prefix("VAQUERO_") else { return Ok(None) };
+        if NOT_SETTINGS.contains(&setting) || is_of_a_cluster(setting) {
+            return Ok(None);
+        }
+        let Some(text) = value.to_str() else { bail!("{variable}: the value is not valid UTF-8") };
+        if text.is_empty() {
+            return Ok(None);
+        }
+        let setting = setting.to_ascii_lowercase();
+        let value = match text.parse::<u64>() {
+            Ok(number) if NUMBERS.contains(&setting.as_str()) => Value::from(number),
+            _ => Value::from(text),
+        };
+        Ok(Some(Self { variable: variable.to_owned(), setting, value }))
+    }
+}
+
+/// What Kubernetes adds to every container for a service that is called `vaquero`.
+fn is_of_a_cluster(setting: &str) -> bool {
+    setting == "PORT" || setting.starts_with("PORT_") || setting.starts_with("SERVICE_")
+}
+
+impl figment::Provider for FromVariable {
+    fn metadata(&self) -> figment::Metadata {
+        figment::Metadata::named(format!("variable {}", self.variable))
+    }
+
+    fn data(&self) -> figment::Result<figment::value::Map<figment::Profile, figment::value::Dict>> {
+        let dict = figment::value::Dict::from([(self.setting.clone(), self.value.clone())]);
+        Ok(figment::value::Map::from([(figment::Profile::Default, dict)]))
+    }
+}
+
 /// The flags as a source of their own, so that errors name it.
 struct FromFlags(ServeArgs);
 
@@ -303,18 +367,38 @@ impl figment::Provider for FromFlags {
     }
 }
 
+/// `HOST:PORT`; a name is resolved, and its first address taken.
+fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    let found = text.to_socket_addrs().ok().and_then(|mut addresses| addresses.next());
+    found.ok_or_else(|| {
+        D::Error::custom(format!("`{text}` is no address; write HOST:PORT, such as 127.0.0.1:7777"))
+    })
+}
+
+/// Where a setting came from, for a person.
+fn place(metadata: &figment::Metadata) -> String {
+    match &metadata.source {
+        Some(source) => format!("{} ({source})", metadata.name),
+        None => metadata.name.to_string(),
+    }
+}
+
 fn describe(error: &figment::Error) -> anyhow::Error {
     let mut lines = Vec::new();
     for single in error.clone() {
-        let place = match &single.metadata {
-            Some(metadata) => match &metadata.source {
-                Some(source) => format!("{} ({source})", metadata.name),
-                None => metadata.name.to_string(),
-            },
-            None => "the settings".to_owned(),
-        };
+        let place = single.metadata.as_ref().map_or_else(|| "the settings".to_owned(), place);
         let path = single.path.join(".");
-        lines.push(format!("{path}: {} — from {place}", single.kind));
+        let what = match &single.kind {
+            Kind::UnknownField(..) => {
+                "there is no such setting; `vaquero serve --help` lists them".to_owned()
+            }
+            Kind::InvalidType(found, expected) if expected.starts_with(['u', 'i']) => {
+                format!("expected a whole number, found {found}")
+            }
+            kind => kind.to_string(),
+        };
+        lines.push(format!("{path}: {what} — from {place}"));
     }
     anyhow::anyhow!("{}", lines.join("; "))
 }

@@ -1,0 +1,185 @@
+//! Raw sockets, dead clients, many sessions at once: each has an answer, and the server goes on.
+
+#![expect(clippy::panic_in_result_fn, reason = "assertions are what a test is for")]
+
+use anyhow::Context;
+use futures::future::try_join_all;
+use serde_json::json;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
+use vaquero_testkit::{KEY, Model, PATIENCE, Server, eventually, of_type, text_of};
+
+const EXE: &str = env!("CARGO_BIN_EXE_vaquero");
+
+async fn server(model: &Model) -> anyhow::Result<Server> {
+    let mut server = Server::new(EXE, &model.base)?;
+    server.start().await?;
+    Ok(server)
+}
+
+async fn connect(server: &Server) -> anyhow::Result<TcpStream> {
+    let address = server.client().base.strip_prefix("http://").context("an address")?;
+    Ok(TcpStream::connect(address).await?)
+}
+
+/// Sends bytes as they are and reads to the end of the connection, or of the first answer.
+async fn raw(server: &Server, bytes: &[u8]) -> anyhow::Result<String> {
+    let mut stream = connect(server).await?;
+    stream.write_all(bytes).await?;
+    let mut answer = vec![0; 64 << 10];
+    let mut length = 0;
+    loop {
+        let read = timeout(PATIENCE, stream.read(&mut answer[length..])).await?.unwrap_or(0);
+        length += read;
+        let text = String::from_utf8_lossy(&answer[..length]).into_owned();
+        if read == 0 || text.contains("\"request_id\"") {
+            return Ok(text);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_no_request_is_refused_and_the_server_goes_on() -> anyhow::Result<()> {
+    let model = Model::start().await?;
+    let server = server(&model).await?;
+    let head = format!("POST /v1/agents HTTP/1.1\r\nhost: x\r\nx-api-key: {KEY}\r\n");
+    for nonsense in [
+        "nonsense\r\n\r\n".to_owned(),
+        "GET / HTTP/9.9\r\n\r\n".to_owned(),
+        format!("{head}content-length: -5\r\n\r\n"),
+        format!("{head}content-length: 5\r\ncontent-length: 6\r\n\r\nhello"),
+        format!("{head}transfer-encoding: chunked\r\ncontent-length: 5\r\n\r\n0\r\n\r\n"),
+        format!("{head}transfer-encoding: chunked\r\n\r\nZZ\r\n"),
+        format!("GET /v1/agents HTTP/1.1\r\nhost: x\r\nx-filler: {}\r\n\r\n", "x".repeat(1 << 20)),
+        "\u{0}\u{1}\u{2}\u{3}\r\n\r\n".to_owned(),
+    ] {
+        let answer = raw(&server, nonsense.as_bytes()).await?;
+        assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 4"), "{answer}");
+    }
+    let huge =
+        raw(&server, format!("{head}content-length: 99999999999\r\n\r\n").as_bytes()).await?;
+    assert!(huge.starts_with("HTTP/1.1 413") && huge.contains("request_too_large"), "{huge}");
+    let expects = raw(
+        &server,
+        format!("{head}expect: 100-continue\r\ncontent-length: 99999999999\r\n\r\n").as_bytes(),
+    )
+    .await?;
+    assert!(expects.starts_with("HTTP/1.1 413"), "refused before it is sent: {expects}");
+    server.client().get("/v1/agents").await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_goes_away_takes_nothing_with_it() -> anyhow::Result<()> {
+    let model = Model::start().await?;
+    let server = server(&model).await?;
+    let client = server.client();
+    let session = client.session(json!([])).await?;
+    let body = json!({ "events": [{ "type": "user.message", "content": [{ "type": "text", "text": "!say hi" }] }] }).to_string();
+    let path = format!("/v1/sessions/{session}/events");
+    let mut stream = connect(&server).await?;
+    let request = format!(
+        "POST {path} HTTP/1.1\r\nhost: x\r\nx-api-key: {KEY}\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    stream.write_all(request.as_bytes()).await?;
+    drop(stream);
+    let mut half = connect(&server).await?;
+    half.write_all(format!("POST {path} HTTP/1.1\r\nhost: x\r\nx-api-key: {KEY}\r\ncontent-length: 500\r\n\r\n{{\"events\"").as_bytes()).await?;
+    drop(half);
+    // What was sent whole is done even if nobody reads the answer; what was not is not.
+    let messages = eventually("answered", || async {
+        let events = client.events(&session).await.ok()?;
+        let messages = of_type(&events, "user.message").len();
+        (!of_type(&events, "agent.message").is_empty()).then_some(messages)
+    })
+    .await?;
+    assert_eq!(messages, 1);
+    let mut followers = Vec::new();
+    for _ in 0..50 {
+        let mut stream = connect(&server).await?;
+        stream
+            .write_all(
+                format!("GET {path}/stream HTTP/1.1\r\nhost: x\r\nx-api-key: {KEY}\r\n\r\n")
+                    .as_bytes(),
+            )
+            .await?;
+        let mut first = [0; 64];
+        timeout(PATIENCE, stream.read(&mut first)).await??;
+        assert!(first.starts_with(b"HTTP/1.1 200"), "headers come at once");
+        followers.push(stream);
+    }
+    let open = || async {
+        let metrics = reqwest::Client::builder().no_proxy().build().ok()?;
+        let text =
+            metrics.get(format!("{}/metrics", client.base)).send().await.ok()?.text().await.ok()?;
+        let line = text.lines().find(|line| line.starts_with("vaquero_streams_open "))?.to_owned();
+        line.rsplit(' ').next()?.parse::<f64>().ok()
+    };
+    eventually("fifty streams", || async { (open().await? >= 50.0).then_some(()) }).await?;
+    drop(followers);
+    client.say(&session, "!say again").await?;
+    eventually("streams of the dead are closed", || async { (open().await? < 1.0).then_some(()) })
+        .await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn fifty_sessions_at_once_each_in_a_sandbox_of_its_own() -> anyhow::Result<()> {
+    let model = Model::start().await?;
+    let server = server(&model).await?;
+    let client = server.client();
+    let sessions = try_join_all((0..50).map(|_| client.tool_session())).await?;
+    let script = |index: usize| {
+        format!(
+            "!bash echo {index} > mine; sleep 0.3; cat mine; ls /workspace | wc -l\n!next\n!say done {index}"
+        )
+    };
+    try_join_all(
+        sessions
+            .iter()
+            .enumerate()
+            .map(|(index, session)| async move { client.say(session, &script(index)).await }),
+    )
+    .await?;
+    for (index, session) in sessions.iter().enumerate() {
+        let events = client.idle(session).await?;
+        let results = of_type(&events, "agent.tool_result");
+        assert_eq!(text_of(results[0]), format!("{index}\n1\n"), "{events:#?}");
+        assert_eq!(text_of(of_type(&events, "agent.message")[0]), format!("done {index}"));
+    }
+    try_join_all(
+        sessions
+            .iter()
+            .map(|session| async move { client.delete(&format!("/v1/sessions/{session}")).await }),
+    )
+    .await?;
+    let workspaces = server.data().join("data/workspaces");
+    eventually("every trace removed", || async {
+        let mut left = std::fs::read_dir(&workspaces).ok()?.flatten();
+        left.all(|entry| !entry.file_name().to_string_lossy().starts_with("sesn_")).then_some(())
+    })
+    .await?;
+    assert_eq!(model.scripted.violations(), Vec::<String>::new());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flood_of_messages_is_taken_in_order() -> anyhow::Result<()> {
+    let model = Model::start().await?;
+    let server = server(&model).await?;
+    let client = server.client();
+    let session = client.session(json!([])).await?;
+    for index in 0..100 {
+        client.say(&session, &format!("!say {index}")).await?;
+    }
+    let events = client.idle(&session).await?;
+    let messages: Vec<String> = of_type(&events, "user.message").into_iter().map(text_of).collect();
+    let expected: Vec<String> = (0..100).map(|index| format!("!say {index}")).collect();
+    assert_eq!(messages, expected);
+    assert_eq!(model.scripted.violations(), Vec::<String>::new());
+    Ok(())
+}
