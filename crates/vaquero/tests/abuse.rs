@@ -183,3 +183,22 @@ async fn a_flood_of_messages_is_taken_in_order() -> anyhow::Result<()> {
     assert_eq!(model.scripted.violations(), Vec::<String>::new());
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn parallel_calls_of_the_shell_run_in_the_order_the_model_made_them() -> anyhow::Result<()> {
+    let model = Model::start().await?;
+    let server = server(&model).await?;
+    let client = server.client();
+    let session = client.tool_session().await?;
+    let (mut calls, mut expected) = (String::new(), String::new());
+    for n in 0..20 {
+        calls.push_str(&format!("!bash echo {n} >> order\n"));
+        expected.push_str(&format!("{n}\n"));
+    }
+    client.say(&session, &format!("{calls}!bash cat order\n!next\n!say done")).await?;
+    let events = client.idle(&session).await?;
+    let shown: Vec<String> =
+        of_type(&events, "agent.tool_result").into_iter().map(text_of).collect();
+    assert!(shown.contains(&expected), "{shown:?}");
+    Ok(())
+}

@@ -31,7 +31,8 @@ fn said(output: &Output) -> (String, String) {
 fn a_wrong_setting_is_named_with_its_source() {
     let place = tempfile::tempdir().expect("a directory");
     std::fs::write(place.path().join("bad.toml"), "turns = \"x\"\n").expect("written");
-    let wrong: [(&[&str], &[(&str, &str)], &str); 12] = [
+    type Case<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)], &'a str);
+    let wrong: [Case<'_>; 12] = [
         (
             &["serve", "--listen", "nowhere"],
             &[],

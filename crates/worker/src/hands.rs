@@ -2,8 +2,18 @@
 
 use crate::World;
 use serde_json::{Value, json};
-use std::{collections::BTreeMap, sync::Arc};
-use tokio::{sync::mpsc::UnboundedSender, task::JoinSet};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+use tokio::{
+    sync::{mpsc::UnboundedSender, oneshot},
+    task::JoinSet,
+};
+use tokio_util::sync::CancellationToken;
 use vaquero_core::turn::Input;
 use vaquero_sandbox::{
     Block, Fence, Limits, Sandbox, SandboxError, SandboxKey, SandboxSpec, ToolResult,
@@ -42,13 +52,23 @@ enum State {
     Ready(Arc<dyn Sandbox>),
 }
 
+/// A call in the sandbox, or about to be.
+struct Running {
+    sandbox: Arc<dyn Sandbox>,
+    started: Arc<AtomicBool>,
+    cancelled: CancellationToken,
+}
+
 pub(crate) struct Hands {
     world: World,
     key: SandboxKey,
     epoch: u64,
     state: State,
-    waiting: BTreeMap<EventId, Wanted>,
-    running: BTreeMap<EventId, Arc<dyn Sandbox>>,
+    /// In the order the model made them.
+    waiting: Vec<Wanted>,
+    running: BTreeMap<EventId, Running>,
+    /// Resolves when the last call of the shell so far is over: they run one after the other, in the order the model made them.
+    shell: Option<oneshot::Receiver<()>>,
     report: UnboundedSender<Happened>,
 }
 
@@ -70,8 +90,9 @@ impl Hands {
             key: SandboxKey::default_of(session),
             epoch,
             state: State::Untried,
-            waiting: BTreeMap::new(),
+            waiting: Vec::new(),
             running: BTreeMap::new(),
+            shell: None,
             report,
         }
     }
@@ -96,7 +117,7 @@ impl Hands {
             }
             State::Trying | State::NeedsGeneration => {}
         }
-        self.waiting.insert(wanted.call.clone(), wanted);
+        self.waiting.push(wanted);
     }
 
     fn need_generation(&mut self) {
@@ -131,16 +152,12 @@ impl Hands {
         match found {
             Ok(Some(sandbox)) => self.ready(sandbox, tasks),
             Ok(None) => {
-                let unknown: Vec<EventId> = self
-                    .waiting
-                    .values()
-                    .filter(|wanted| !wanted.fresh)
-                    .map(|wanted| wanted.call.clone())
-                    .collect();
-                for call in unknown {
-                    self.waiting.remove(&call);
-                    self.fail(&call, UNKNOWN);
+                let waiting = std::mem::take(&mut self.waiting).into_iter();
+                let (fresh, unknown): (Vec<_>, Vec<_>) = waiting.partition(|wanted| wanted.fresh);
+                for wanted in unknown {
+                    self.fail(&wanted.call, UNKNOWN);
                 }
+                self.waiting = fresh;
                 if self.waiting.is_empty() {
                     self.state = State::Untried;
                 } else {
@@ -164,7 +181,7 @@ impl Hands {
 
     fn ready(&mut self, sandbox: Arc<dyn Sandbox>, tasks: &mut JoinSet<()>) {
         self.state = State::Ready(Arc::clone(&sandbox));
-        for wanted in std::mem::take(&mut self.waiting).into_values() {
+        for wanted in std::mem::take(&mut self.waiting) {
             self.start(wanted, &sandbox, tasks);
         }
     }
@@ -173,23 +190,42 @@ impl Hands {
         tracing::error!(session = %self.key.session, %error, "no sandbox");
         self.state = State::Untried;
         let text = format!("The sandbox could not be started: {error}");
-        for call in std::mem::take(&mut self.waiting).into_keys() {
-            self.fail(&call, &text);
+        for wanted in std::mem::take(&mut self.waiting) {
+            self.fail(&wanted.call, &text);
         }
     }
 
     fn fail(&self, call: &EventId, text: &str) {
-        let content = vec![json!({ "type": "text", "text": text })];
-        let input = Input::ToolDone { call: call.clone(), content, is_error: true };
-        drop(self.report.send(Happened::Input(input)));
+        drop(self.report.send(failed(call.clone(), text)));
     }
 
     fn start(&mut self, wanted: Wanted, sandbox: &Arc<dyn Sandbox>, tasks: &mut JoinSet<()>) {
-        self.running.insert(wanted.call.clone(), Arc::clone(sandbox));
+        let (started, cancelled) = (Arc::<AtomicBool>::default(), CancellationToken::new());
+        let running = Running {
+            sandbox: Arc::clone(sandbox),
+            started: Arc::clone(&started),
+            cancelled: cancelled.clone(),
+        };
+        self.running.insert(wanted.call.clone(), running);
+        let (over, next) = oneshot::channel::<()>();
+        let before = if wanted.name == "bash" { self.shell.replace(next) } else { None };
         let (sandbox, report, epoch) = (Arc::clone(sandbox), self.report.clone(), self.epoch);
         metrics::counter!("vaquero_tool_calls_total", "tool" => wanted.name.clone()).increment(1);
         tasks.spawn(async move {
             let Wanted { call, name, input, .. } = wanted;
+            let _over = over;
+            if let Some(before) = before {
+                tokio::select! {
+                    biased;
+                    () = cancelled.cancelled() => {}
+                    _ = before => {}
+                }
+            }
+            started.store(true, Ordering::SeqCst);
+            if cancelled.is_cancelled() {
+                drop(report.send(failed(call, INTERRUPTED)));
+                return;
+            }
             let fence = Fence { epoch, generation: sandbox.generation() };
             let result = sandbox.run(call.as_str(), fence, &name, &input, None).await;
             let happened = match result {
@@ -199,9 +235,7 @@ impl Hands {
                 }
                 Err(SandboxError::Gone { .. }) => Happened::Lost(call),
                 Err(error) => {
-                    let text = format!("The sandbox could not run this call: {error}");
-                    let content = vec![json!({ "type": "text", "text": text })];
-                    Happened::Input(Input::ToolDone { call, content, is_error: true })
+                    failed(call, &format!("The sandbox could not run this call: {error}"))
                 }
             };
             drop(report.send(happened));
@@ -218,13 +252,18 @@ impl Hands {
 
     /// Stops a call.
     pub(crate) fn cancel(&mut self, call: &EventId, tasks: &mut JoinSet<()>) {
-        if self.waiting.remove(call).is_some() {
+        if let Some(at) = self.waiting.iter().position(|wanted| wanted.call == *call) {
+            self.waiting.remove(at);
             self.fail(call, INTERRUPTED);
             if self.waiting.is_empty() && matches!(self.state, State::NeedsGeneration) {
                 self.state = State::Untried;
             }
-        } else if let Some(sandbox) = self.running.get(call) {
-            let (sandbox, call, epoch) = (Arc::clone(sandbox), call.clone(), self.epoch);
+        } else if let Some(running) = self.running.get(call) {
+            running.cancelled.cancel();
+            if !running.started.load(Ordering::SeqCst) {
+                return;
+            }
+            let (sandbox, call, epoch) = (Arc::clone(&running.sandbox), call.clone(), self.epoch);
             tasks.spawn(async move {
                 let fence = Fence { epoch, generation: sandbox.generation() };
                 if let Err(error) = sandbox.cancel(call.as_str(), fence).await {
@@ -236,7 +275,7 @@ impl Hands {
 
     /// A call's result is durable: the sandbox may forget it.
     pub(crate) fn settled(&mut self, call: &EventId, tasks: &mut JoinSet<()>) {
-        if let Some(sandbox) = self.running.remove(call) {
+        if let Some(Running { sandbox, .. }) = self.running.remove(call) {
             let (call, epoch) = (call.clone(), self.epoch);
             tasks.spawn(async move {
                 let fence = Fence { epoch, generation: sandbox.generation() };
@@ -245,6 +284,12 @@ impl Hands {
             });
         }
     }
+}
+
+/// A call that came to nothing.
+fn failed(call: EventId, text: &str) -> Happened {
+    let content = vec![json!({ "type": "text", "text": text })];
+    Happened::Input(Input::ToolDone { call, content, is_error: true })
 }
 
 /// A result in the shape of the Messages API.
