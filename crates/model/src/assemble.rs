@@ -93,17 +93,16 @@ impl Assembler {
         let delta = &event["delta"];
         let append = |block: &mut Value, field: &str| {
             let more = delta[field].as_str().unwrap_or_default();
-            let sum = format!("{}{more}", block[field].as_str().unwrap_or_default());
-            block[field] = Value::String(sum);
+            if let Value::String(sum) = &mut block[field] {
+                sum.push_str(more);
+            } else {
+                block[field] = Value::String(more.to_owned());
+            }
         };
         match delta["type"].as_str().unwrap_or_default() {
             "text_delta" => {
+                append(&mut open.block, "text");
                 let text = delta["text"].as_str().unwrap_or_default();
-                if let Value::String(sum) = &mut open.block["text"] {
-                    sum.push_str(text);
-                } else {
-                    open.block["text"] = Value::String(text.to_owned());
-                }
                 if text.is_empty() {
                     return Vec::new();
                 }

@@ -27,11 +27,13 @@ fn said(output: &Output) -> (String, String) {
     (text(&output.stdout), text(&output.stderr))
 }
 
+/// Arguments, variables, and what must be said.
+type Case<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)], &'a str);
+
 #[test]
 fn a_wrong_setting_is_named_with_its_source() {
     let place = tempfile::tempdir().expect("a directory");
     std::fs::write(place.path().join("bad.toml"), "turns = \"x\"\n").expect("written");
-    type Case<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)], &'a str);
     let wrong: [Case<'_>; 12] = [
         (
             &["serve", "--listen", "nowhere"],
