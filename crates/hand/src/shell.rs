@@ -36,6 +36,9 @@ const DEFAULT_TIMEOUT: Duration = Duration::from_secs(120);
 /// How long it may run at most.
 const LONGEST: Duration = Duration::from_secs(3_600);
 
+/// A pipe takes so much without anybody reading: the shell has read all before it reports, so its pipe is empty between calls.
+const AT_ONCE: usize = 4_096;
+
 const LOOP: &str = r#"while IFS= read -r -d '' -u 9 VQ_NONCE && IFS= read -r -d '' -u 9 VQ_COMMAND; do
 eval "$VQ_COMMAND" </dev/null 8>&- 9<&-
 printf '%s %d\n' "$VQ_NONCE" "$?" >&8
@@ -174,6 +177,10 @@ enum End {
 
 impl Owner {
     fn serve(&mut self, queue: &Mutex<VecDeque<String>>) {
+        // Made before the first call asks for it; a shell that cannot be made is tried again then, and the call says why.
+        if let Ok(bash) = self.start() {
+            self.state = State::Alive(bash);
+        }
         loop {
             while let Ok(job) = self.inbox.try_recv() {
                 let result = self.perform(&job);
@@ -354,6 +361,12 @@ impl Owner {
         output.push(&std::mem::take(&mut bash.between));
         let message = format!("{nonce}\0{command}\0");
         let Ok(mut commands) = bash.commands.try_clone() else { return End::ShellGone };
+        if message.len() <= AT_ONCE {
+            if commands.write_all(message.as_bytes()).is_err() {
+                return End::ShellGone;
+            }
+            return self.follow(&nonce, deadline, job, output);
+        }
         // The shell reads byte by byte; a long command must not keep this thread from reading output.
         let sender = std::thread::spawn(move || commands.write_all(message.as_bytes()).is_ok());
         let end = self.follow(&nonce, deadline, job, output);

@@ -2,7 +2,6 @@
 
 pub(crate) mod demo;
 pub(crate) mod doctor;
-pub(crate) mod hand;
 pub(crate) mod key;
 pub(crate) mod scripted_model;
 pub(crate) mod serve;

@@ -29,26 +29,22 @@ enum Command {
     Doctor(commands::doctor::Args),
     /// Serve a scripted stand-in model (not a language model), for offline use and tests.
     ScriptedModel(commands::scripted_model::Args),
-    /// The process that makes sandboxes; started by the server.
-    #[command(hide = true, disable_help_flag = true)]
-    Launcher {
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-        args: Vec<std::ffi::OsString>,
-    },
-    /// The process inside a sandbox; started by the launcher.
-    #[command(hide = true)]
-    Hand(commands::hand::Args),
 }
 
 fn main() -> ExitCode {
+    // Roles that the server itself starts, many times: reading the whole command line first would cost them more than their own start.
+    let mut args = std::env::args_os().skip(1);
+    match args.next().as_deref().and_then(std::ffi::OsStr::to_str) {
+        Some("launcher") => return code(vaquero_sandbox::launcher_main(args)),
+        Some("hand") => return code(vaquero_sandbox::hand_main(args)),
+        _ => {}
+    }
     let outcome = match Cli::parse().command {
         Command::Serve(args) => commands::serve::run(&args),
         Command::Demo(args) => commands::demo::run(&args),
         Command::Key(args) => commands::key::run(&args),
         Command::Doctor(args) => commands::doctor::run(&args),
         Command::ScriptedModel(args) => commands::scripted_model::run(&args),
-        Command::Launcher { args } => return code(vaquero_sandbox::launcher_main(args)),
-        Command::Hand(args) => return code(commands::hand::run(&args)),
     };
     match outcome {
         Ok(code) => code,
