@@ -23,8 +23,11 @@ use vaquero_model::ModelInfo;
 const NOT_SETTINGS: [&str; 3] = ["CONFIG", "CRASH_POINT", "DEMO_MODEL"];
 
 /// Settings that are numbers.
-const NUMBERS: [&str; 10] = [
+const NUMBERS: [&str; 13] = [
     "sandbox_idle_seconds",
+    "sandbox_memory_mb",
+    "sandbox_processes",
+    "sandbox_cpus",
     "turns",
     "turn_seconds",
     "turn_model_calls",
@@ -63,6 +66,18 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "SECONDS")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) sandbox_idle_seconds: Option<u64>,
+    /// Megabytes of memory a sandbox may use.
+    #[arg(long, value_name = "MEGABYTES")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) sandbox_memory_mb: Option<u64>,
+    /// Processes and threads a sandbox may have at once.
+    #[arg(long, value_name = "COUNT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) sandbox_processes: Option<u32>,
+    /// Cores a sandbox may keep busy.
+    #[arg(long, value_name = "COUNT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) sandbox_cpus: Option<u32>,
     /// Most turns at once.
     #[arg(long, value_name = "COUNT")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -172,6 +187,9 @@ pub(crate) struct Config {
     pub(crate) sandbox: SandboxChoice,
     pub(crate) sandbox_limits: LimitsChoice,
     pub(crate) sandbox_idle_seconds: u64,
+    pub(crate) sandbox_memory_mb: u64,
+    pub(crate) sandbox_processes: u32,
+    pub(crate) sandbox_cpus: u32,
     pub(crate) turns: usize,
     pub(crate) turn_seconds: u64,
     pub(crate) turn_model_calls: u32,
@@ -203,7 +221,7 @@ impl std::fmt::Debug for Config {
 
 impl Default for Config {
     fn default() -> Self {
-        let limits = Limits::default();
+        let (limits, sandbox) = (Limits::default(), vaquero_sandbox::Limits::default());
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 7777)),
             data_dir: PathBuf::from("vaquero-data"),
@@ -213,6 +231,9 @@ impl Default for Config {
             sandbox: SandboxChoice::Local,
             sandbox_limits: LimitsChoice::Enforced,
             sandbox_idle_seconds: 900,
+            sandbox_memory_mb: sandbox.memory_bytes >> 20,
+            sandbox_processes: sandbox.pids,
+            sandbox_cpus: sandbox.cpu_millis / 1_000,
             turns: 256,
             turn_seconds: limits.turn_time.as_secs(),
             turn_model_calls: limits.model_calls,
@@ -281,12 +302,19 @@ impl Config {
         }
         let positive = [
             ("turns", self.turns as u64),
+            ("sandbox_cpus", self.sandbox_cpus.into()),
             ("turn_seconds", self.turn_seconds),
             ("turn_model_calls", self.turn_model_calls.into()),
             ("model_attempts", self.model_attempts.into()),
             ("model_max_tokens", self.model_max_tokens.into()),
             ("lease_seconds", self.lease_seconds),
         ];
+        if self.sandbox_memory_mb < 64 {
+            bail!("sandbox_memory_mb: must be at least 64 — from {}", source("sandbox_memory_mb"));
+        }
+        if self.sandbox_processes < 16 {
+            bail!("sandbox_processes: must be at least 16 — from {}", source("sandbox_processes"));
+        }
         if let Some((name, _)) = positive.iter().find(|(_, value)| *value == 0) {
             bail!("{name}: must be at least 1 — from {}", source(name));
         }
@@ -295,6 +323,16 @@ impl Config {
                 std::env::var("ANTHROPIC_API_KEY").ok().filter(|key| !key.is_empty());
         }
         Ok(self)
+    }
+
+    /// The limits of a sandbox.
+    pub(crate) fn sandbox_limits(&self) -> vaquero_sandbox::Limits {
+        vaquero_sandbox::Limits {
+            memory_bytes: self.sandbox_memory_mb.saturating_mul(1 << 20),
+            pids: self.sandbox_processes,
+            cpu_millis: self.sandbox_cpus.saturating_mul(1_000),
+            ..vaquero_sandbox::Limits::default()
+        }
     }
 
     /// The limits of a turn.

@@ -106,6 +106,7 @@ impl Server {
             live: Arc::clone(&live) as _,
             models: Arc::clone(&models),
             compute: Arc::clone(&compute),
+            limits: config.sandbox_limits(),
             clock: Arc::clone(&clock) as _,
             ids: Arc::clone(&ids) as _,
         };

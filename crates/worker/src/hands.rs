@@ -15,9 +15,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use vaquero_core::turn::Input;
-use vaquero_sandbox::{
-    Block, Fence, Limits, Sandbox, SandboxError, SandboxKey, SandboxSpec, ToolResult,
-};
+use vaquero_sandbox::{Block, Fence, Sandbox, SandboxError, SandboxKey, SandboxSpec, ToolResult};
 use vaquero_types::EventId;
 
 /// What a task of a turn reports.
@@ -134,7 +132,7 @@ impl Hands {
         let spec = SandboxSpec {
             generation,
             epoch: self.epoch,
-            limits: Limits::default(),
+            limits: self.world.limits,
             env: BTreeMap::new(),
         };
         let (world, key, report) = (self.world.clone(), self.key.clone(), self.report.clone());

@@ -11,7 +11,7 @@ pub use run::{Config, Worker};
 
 use std::sync::Arc;
 use vaquero_model::ModelProvider;
-use vaquero_sandbox::ComputeProvider;
+use vaquero_sandbox::{ComputeProvider, Limits};
 use vaquero_store::{Live, SharedStore};
 use vaquero_types::{Clock, IdGen};
 
@@ -26,6 +26,8 @@ pub struct World {
     pub models: Arc<dyn ModelProvider>,
     /// The hands.
     pub compute: Arc<dyn ComputeProvider>,
+    /// What each sandbox may use.
+    pub limits: Limits,
     /// The time.
     pub clock: Arc<dyn Clock>,
     /// New ids.
