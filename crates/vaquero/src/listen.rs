@@ -1,13 +1,13 @@
 //! Connections: accepted, served, and let go when the server stops. A client that sends nothing does not hold one for ever.
 
-use axum::Router;
-use hyper_util::{
-    rt::{TokioIo, TokioTimer},
-    service::TowerToHyperService,
-};
+use axum::{Router, body::Body};
+use futures::{FutureExt, future::BoxFuture};
+use hyper::{Method, Request, Response, body::Incoming, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tower::ServiceExt;
 
 /// How long a client may take to send a request's head.
 const HEAD: Duration = Duration::from_secs(60);
@@ -36,9 +36,9 @@ pub(crate) async fn serve(
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "a connection without TCP_NODELAY");
         }
-        let (router, stop) = (router.clone(), stop.clone());
+        let (router, stop, changes) = (router.clone(), stop.clone(), connections.clone());
         connections.spawn(async move {
-            let service = TowerToHyperService::new(router);
+            let service = service_fn(move |request| handle(&router, request, &changes));
             let connection = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEAD)
@@ -60,5 +60,20 @@ pub(crate) async fn serve(
     connections.close();
     if tokio::time::timeout(grace, connections.wait()).await.is_err() {
         tracing::warn!("some requests did not end in time");
+    }
+}
+
+/// A read is dropped when its client goes away. A change that has begun is finished, so it runs on its own.
+fn handle(
+    router: &Router,
+    request: Request<Incoming>,
+    changes: &TaskTracker,
+) -> BoxFuture<'static, std::io::Result<Response<Body>>> {
+    let reads = matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS);
+    let handled = router.clone().oneshot(request).map(|Ok(response)| response);
+    if reads {
+        handled.map(Ok).boxed()
+    } else {
+        changes.spawn(handled).map(|done| done.map_err(std::io::Error::other)).boxed()
     }
 }
