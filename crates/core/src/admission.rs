@@ -215,6 +215,7 @@ impl Desk<'_> {
         }
         self.received(event);
         self.gate.apply(&GateChange::Clear);
+        self.admitted.gate.push(GateChange::Clear);
         self.admitted.ready = true;
     }
 

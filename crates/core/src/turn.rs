@@ -165,8 +165,10 @@ pub struct Batch {
     pub usage: Option<Usage>,
     /// Running time, in total, if it changed.
     pub activity: Option<Activity>,
-    /// The batch ends the turn: it is refused if a client has written since, and gives up the lease.
+    /// The batch ends the turn and gives up the lease; it is guarded.
     pub ends: bool,
+    /// The batch is refused if a client has written since: it settles calls that a client could still answer.
+    pub guarded: bool,
     /// The turn got somewhere.
     pub progress: bool,
 }
@@ -183,6 +185,13 @@ struct Flight {
     span_started: bool,
 }
 
+/// What the model's end of a request was, until the batch made of it is durable: a guarded batch may have to be made again.
+#[derive(Clone, Debug)]
+enum Came {
+    Answer(Purpose, Answer),
+    Failure(Failure),
+}
+
 /// One session's turn.
 #[derive(Clone, Debug)]
 pub struct Machine {
@@ -192,12 +201,21 @@ pub struct Machine {
     flight: Flight,
     claims: u32,
     pending: Option<Batch>,
+    came: Option<Came>,
 }
 
 impl Machine {
     /// A machine on a folded log.
     pub fn new(state: State, facts: Facts, limits: Limits) -> Self {
-        Self { state, facts, limits, flight: Flight::default(), claims: 0, pending: None }
+        Self {
+            state,
+            facts,
+            limits,
+            flight: Flight::default(),
+            claims: 0,
+            pending: None,
+            came: None,
+        }
     }
 
     /// The folded log.
@@ -232,17 +250,20 @@ impl Machine {
                 for record in &records {
                     self.state.apply(record);
                 }
-                self.decide(&mut desk)
+                match self.came.take() {
+                    Some(came) => self.came(came, &mut desk),
+                    None => self.decide(&mut desk),
+                }
             }
             Input::Answered(answer) => {
                 let purpose = self.flight.model.take().unwrap_or(Purpose::Answer);
                 self.flight.model_cancelled = false;
-                self.answered(purpose, answer, &mut desk)
+                self.came(Came::Answer(purpose, answer), &mut desk)
             }
             Input::Failed(failure) => {
                 self.flight.model = None;
                 self.flight.model_cancelled = false;
-                self.failed(&failure, &mut desk)
+                self.came(Came::Failure(failure), &mut desk)
             }
             Input::ToolDone { call, content, is_error } => {
                 self.flight.tools.remove(&call);
@@ -259,6 +280,15 @@ impl Machine {
         }
     }
 
+    fn came(&mut self, came: Came, desk: &mut Desk<'_>) -> Vec<Step> {
+        let steps = match &came {
+            Came::Answer(purpose, answer) => self.answered(*purpose, answer, desk),
+            Came::Failure(failure) => self.failed(failure, desk),
+        };
+        self.came = Some(came);
+        steps
+    }
+
     /// An append step; the batch is remembered until it is durable.
     fn append(&mut self, batch: Batch) -> Vec<Step> {
         self.pending = Some(batch.clone());
@@ -266,6 +296,7 @@ impl Machine {
     }
 
     fn committed(&mut self, records: &[Record]) {
+        self.came = None;
         if let Some(batch) = self.pending.take() {
             self.facts.status = batch.status.unwrap_or(self.facts.status);
             self.facts.usage = batch.usage.unwrap_or(self.facts.usage);

@@ -18,15 +18,23 @@ enum Op {
     Say(u8),
     Interrupt,
     InterruptAndSay(u8),
+    /// The same, while the brain's next append is on its way: messages, an interrupt before them.
+    Meanwhile(u8, bool),
     /// Answers one of the waiting calls, or one that does not wait.
     Answer(u8, bool),
     AnswerAll,
+    /// One answer, while the brain's next append is on its way.
+    AnswerMeanwhile,
     ModelSays(bool),
     ModelCalls(Vec<u8>),
+    /// It refuses, runs into its limit, or pauses.
+    ModelStops(u8),
     ModelFails(u8),
     Finish(u8),
     Tick,
     BrainDies,
+    /// It dies, and for a while no other one comes.
+    NoBrain,
     HandsDie,
 }
 
@@ -35,14 +43,18 @@ fn op() -> impl Strategy<Value = Op> {
         3 => (1..4u8).prop_map(Op::Say),
         1 => Just(Op::Interrupt),
         1 => (1..3u8).prop_map(Op::InterruptAndSay),
+        2 => (0..3u8, any::<bool>()).prop_map(|(count, interrupts)| Op::Meanwhile(count, interrupts)),
+        1 => Just(Op::AnswerMeanwhile),
         3 => (any::<u8>(), any::<bool>()).prop_map(|(which, allow)| Op::Answer(which, allow)),
         1 => Just(Op::AnswerAll),
         3 => any::<bool>().prop_map(Op::ModelSays),
         5 => prop::collection::vec(0..5u8, 1..5).prop_map(Op::ModelCalls),
+        2 => (0..5u8).prop_map(Op::ModelStops),
         2 => (0..6u8).prop_map(Op::ModelFails),
         5 => any::<u8>().prop_map(Op::Finish),
         2 => Just(Op::Tick),
         2 => Just(Op::BrainDies),
+        1 => Just(Op::NoBrain),
         1 => Just(Op::HandsDie),
     ]
 }
@@ -75,6 +87,16 @@ fn perform(world: &mut World, op: &Op, names: &mut Names) {
             let mut events = vec![json!({ "type": "user.interrupt" })];
             events.extend((0..*count).map(|_| message(&names.fresh("user"))));
             world.send(&events).expect("always");
+        }
+        Op::Meanwhile(count, interrupts) => {
+            let interrupt = interrupts.then(|| json!({ "type": "user.interrupt" }));
+            world.meanwhile = interrupt.into_iter().collect();
+            world.meanwhile.extend((0..*count).map(|_| message(&names.fresh("user"))));
+        }
+        Op::AnswerMeanwhile => {
+            let first = waiting(world).into_iter().next();
+            world.meanwhile =
+                first.map(|call| answer_to(world, &call, true, names)).into_iter().collect();
         }
         Op::Answer(which, allow) => {
             let open = waiting(world);
@@ -114,6 +136,20 @@ fn perform(world: &mut World, op: &Op, names: &mut Names) {
                 kinds.iter().map(|kind| tool_use(&names.fresh("toolu"), tools[usize::from(*kind)]));
             world.answer(blocks.collect(), Ending::ToolUse);
         }
+        Op::ModelStops(how) => {
+            let words = text(&names.fresh("model"));
+            let refusal = Ending::Refusal { category: None, explanation: None };
+            match how {
+                0 => world.answer(Vec::new(), refusal),
+                1 => world.answer(vec![words], refusal),
+                2 => world.answer(vec![words], Ending::MaxTokens),
+                3 if matches!(world.asked, Some((Purpose::Answer, _))) => {
+                    let call = tool_use(&names.fresh("toolu"), "bash");
+                    world.answer(vec![words, call], Ending::MaxTokens);
+                }
+                _ => world.answer(vec![words], Ending::Pause),
+            }
+        }
         Op::ModelFails(kind) => world.fail(match kind {
             0 => FailureKind::Overloaded,
             1 => FailureKind::RateLimited,
@@ -127,7 +163,12 @@ fn perform(world: &mut World, op: &Op, names: &mut Names) {
             }
         }
         Op::Tick => world.tick(),
+        Op::NoBrain => {
+            world.die();
+            world.stalled = true;
+        }
         Op::BrainDies => {
+            world.stalled = false;
             world.die();
             world.claim();
         }
@@ -211,7 +252,9 @@ fn check(world: &World) {
         _ => Status::Rescheduling,
     };
     assert_eq!(world.status, said, "the row says what the log says");
-    assert_eq!(world.has_brain(), world.status != Status::Idle, "somebody works, or it is idle");
+    let works = world.has_brain() || world.stalled;
+    assert!(works || world.status == Status::Idle, "somebody works, or it is idle");
+    assert!(!world.has_brain() || world.status != Status::Idle, "nobody works on what is idle");
     if world.status == Status::Idle {
         let open = waiting(world);
         assert_eq!(world.gate.unanswered(), open);
@@ -238,6 +281,9 @@ fn check(world: &World) {
         begun += u32::from(*kind == "span.model_request_start");
         ended += u32::from(*kind == "span.model_request_end");
         assert!(begun == ended || begun == ended + 1, "spans do not overlap");
+    }
+    if world.status == Status::Idle {
+        assert_eq!(begun, ended, "no request is left open");
     }
     let mut settled: BTreeMap<String, u32> = BTreeMap::new();
     for (_, _, body) in events
@@ -308,11 +354,8 @@ fn check_request(messages: &[Message], world: &World, compacted: bool) {
         words.extend(content.iter().filter_map(|block| block["text"].as_str()));
     }
     assert!(open.is_empty());
-    assert_eq!(
-        messages.last().map(|last| last.role),
-        Some(Role::User),
-        "somebody waits for an answer"
-    );
+    let last = messages.last().map(|last| last.role);
+    assert!(last == Some(Role::User) || world.paused, "somebody waits for an answer");
     if compacted {
         return;
     }
@@ -337,6 +380,7 @@ fn check_prefix(requests: &[Vec<Message>]) {
 
 /// Lets everything that waits come to its end.
 fn settle(world: &mut World, names: &mut Names) {
+    world.stalled = false;
     for _ in 0..200 {
         world.claim();
         if world.status == Status::Idle && waiting(world).is_empty() {
@@ -384,5 +428,6 @@ proptest! {
         let kinds = world.types();
         let settled = kinds.iter().filter(|kind| **kind == "agent.tool_result" || **kind == "user.custom_tool_result").count();
         prop_assert_eq!(made, settled, "every call is settled in the end");
+        prop_assert_eq!(world.usage, world.answered, "every answer is paid once");
     }
 }

@@ -195,6 +195,27 @@ fn a_message_sent_meanwhile_is_taken_in_the_same_run() {
 }
 
 #[test]
+fn a_message_that_comes_while_a_request_begins_waits_for_the_next() {
+    let mut world = World::new();
+    world.meanwhile = vec![message("and this")];
+    world.send(&[message("go")]).expect("accepted");
+    tail(&world, &START);
+    let asked = world.asked.clone().expect("the model is asked").1;
+    assert_eq!(*asked[0].content, [text("go")]);
+    world.answer(vec![text("first")], Ending::EndTurn);
+    tail(&world, &["span.model_request_end", "user.message", "span.model_request_start"]);
+}
+
+#[test]
+fn a_message_that_came_during_a_refused_request_starts_the_next_turn() {
+    let mut world = begun();
+    world.send(&[message("then this")]).expect("accepted");
+    world.answer(Vec::new(), Ending::Refusal { category: None, explanation: None });
+    assert_eq!(stop_reason(&world), json!({ "type": "refusal" }));
+    tail(&world, &[&END[2..], &START[..]].concat());
+}
+
+#[test]
 fn failures_are_repeated_and_then_given_up() {
     let mut world = begun();
     world.fail(FailureKind::Overloaded);

@@ -330,7 +330,10 @@ impl Turn {
     fn writes(&self, run: &mut Run, batch: &Batch, seen: Seq) -> Vec<Write> {
         let mut writes = vec![Write::Append(Append {
             session: self.lease.session.clone(),
-            author: Author::Worker { epoch: self.lease.epoch, seen: batch.ends.then_some(seen) },
+            author: Author::Worker {
+                epoch: self.lease.epoch,
+                seen: (batch.ends || batch.guarded).then_some(seen),
+            },
             records: batch.records.clone(),
             change: SessionChange {
                 status: batch.status,

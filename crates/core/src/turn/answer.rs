@@ -61,7 +61,7 @@ impl Machine {
     pub(super) fn answered(
         &mut self,
         purpose: Purpose,
-        answer: Answer,
+        answer: &Answer,
         desk: &mut Desk<'_>,
     ) -> Vec<Step> {
         let mut batch = Batch { progress: true, ..Batch::default() };
@@ -70,9 +70,9 @@ impl Machine {
         batch.usage = Some(usage);
         let cancelled = answer.ending == Ending::Cancelled;
         match purpose {
-            _ if cancelled => self.end_span(&mut batch, true, &answer, desk),
-            Purpose::Answer => self.record_answer(&mut batch, &answer, desk),
-            Purpose::Compaction => self.record_summary(&mut batch, &answer, desk),
+            _ if cancelled => self.end_span(&mut batch, true, answer, desk),
+            Purpose::Answer => self.record_answer(&mut batch, answer, desk),
+            Purpose::Compaction => self.record_summary(&mut batch, answer, desk),
         }
         self.append(batch)
     }
@@ -127,9 +127,12 @@ impl Machine {
             let reason = "This call was cut off by the limit on output and did not run. Make it smaller, or split it.";
             self.settle(batch, &call, &[server::text_block(reason)], true, desk);
         }
-        if let Ending::Refusal { category, explanation } = &answer.ending {
+        if let Ending::Refusal { category, explanation } = &answer.ending
+            && !self.interrupted()
+        {
             let (category, explanation) = (category.clone(), explanation.clone());
             self.close(batch, &StopReason::Refusal { category, explanation }, desk);
+            self.go_on_with_messages(batch, desk);
         }
     }
 

@@ -110,6 +110,18 @@ impl Machine {
         batch.ends = true;
     }
 
+    pub(super) fn has_messages(&self) -> bool {
+        self.state.queue.iter().any(|queued| queued.event_type == "user.message")
+    }
+
+    /// Messages that came while the closed turn ran start the next one at once.
+    pub(super) fn go_on_with_messages(&self, batch: &mut Batch, desk: &mut Desk<'_>) {
+        if self.has_messages() {
+            self.resume(batch, desk);
+            (batch.ends, batch.guarded) = (false, true);
+        }
+    }
+
     /// Ends the turn for a reason that more attempts will not mend: what is queued enters the context, so that the next message can refer to it.
     pub(super) fn give_up(
         &self,

@@ -23,7 +23,7 @@ impl Machine {
         if self.facts.status == Status::Terminated {
             return self.append(Batch { ends: true, ..Batch::default() });
         }
-        if self.state.queue.iter().any(|queued| queued.event_type == "user.interrupt") {
+        if self.interrupted() {
             return self.interrupt(desk);
         }
         if let Some((kind, message)) = self.over_limit(desk) {
@@ -64,12 +64,12 @@ impl Machine {
         self.take_confirmations(&mut batch);
         self.abandon(&mut batch, INTERRUPTED, desk);
         self.close(&mut batch, &StopReason::EndTurn, desk);
-        let more = self.state.queue.iter().any(|queued| queued.event_type == "user.message");
-        if more {
-            self.resume(&mut batch, desk);
-            batch.ends = false;
-        }
+        self.go_on_with_messages(&mut batch, desk);
         self.append(batch)
+    }
+
+    pub(super) fn interrupted(&self) -> bool {
+        self.state.queue.iter().any(|queued| queued.event_type == "user.interrupt")
     }
 
     fn in_flight(&self) -> bool {
@@ -240,10 +240,14 @@ impl Machine {
 
     /// With no calls open: takes messages, asks the model, or ends the turn.
     fn converse(&mut self, desk: &mut Desk<'_>) -> Vec<Step> {
+        let begun = std::mem::take(&mut self.flight.span_started);
+        if begun && self.state.open_span.is_some() {
+            // What a client sent since waits for the next request.
+            return self.call_model();
+        }
         let mut batch = Batch::default();
         self.take_queue(&mut batch, desk);
-        let owed = self.state.owed
-            || self.state.queue.iter().any(|queued| queued.event_type == "user.message");
+        let owed = self.state.owed || self.has_messages();
         if !owed {
             if self.facts.status == Status::Idle && batch.records.is_empty() {
                 return self.append(Batch { ends: true, ..Batch::default() });
@@ -251,13 +255,7 @@ impl Machine {
             self.close(&mut batch, &StopReason::EndTurn, desk);
             return self.append(batch);
         }
-        if let (Some(_), true) = (&self.state.open_span, batch.records.is_empty()) {
-            if self.flight.span_started {
-                self.flight.span_started = false;
-                return self.call_model();
-            }
-            self.abandon(&mut batch, INTERRUPTED, desk);
-        } else if self.state.open_span.is_some() && !self.flight.span_started {
+        if self.state.open_span.is_some() {
             self.abandon(&mut batch, INTERRUPTED, desk);
         }
         if self.facts.status != Status::Running {

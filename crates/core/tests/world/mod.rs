@@ -27,6 +27,7 @@ impl IdGen for Ids {
     }
 }
 
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub(crate) struct World {
     ids: Ids,
     pub(crate) now: i64,
@@ -37,21 +38,29 @@ pub(crate) struct World {
     pub(crate) log: Vec<Record>,
     pub(crate) status: Status,
     pub(crate) gate: Gate,
-    usage: Usage,
+    pub(crate) usage: Usage,
+    /// Tokens of all answers.
+    pub(crate) answered: Usage,
     activity: Activity,
     ready: bool,
     client_head: u64,
     claims: u32,
     brain: Option<Machine>,
+    /// No brain comes, however ready the session is.
+    pub(crate) stalled: bool,
     inbox: VecDeque<Input>,
     /// A model request under way.
     pub(crate) asked: Option<(Purpose, Vec<Message>)>,
+    /// The last answer was a pause: the model goes on with its own words.
+    pub(crate) paused: bool,
     /// Every request so far, without summaries.
     pub(crate) requests: Vec<Vec<Message>>,
     /// Calls in the sandbox: running there, or finished and not acknowledged.
     pub(crate) running: BTreeSet<EventId>,
     waiting: Vec<EventId>,
     needs_generation: bool,
+    /// What a client sends while the brain's next append is on its way.
+    pub(crate) meanwhile: Vec<Value>,
     /// How often each call was started.
     pub(crate) starts: BTreeMap<EventId, u32>,
     pub(crate) wake: Option<Timestamp>,
@@ -82,17 +91,21 @@ impl World {
             status: Status::Idle,
             gate: Gate::default(),
             usage: Usage::default(),
+            answered: Usage::default(),
             activity: Activity::default(),
             ready: false,
             client_head: 0,
             claims: 0,
             brain: None,
+            stalled: false,
             inbox: VecDeque::new(),
             asked: None,
+            paused: false,
             requests: Vec::new(),
             running: BTreeSet::new(),
             waiting: Vec::new(),
             needs_generation: false,
+            meanwhile: Vec::new(),
             starts: BTreeMap::new(),
             wake: None,
         }
@@ -124,6 +137,16 @@ impl World {
 
     /// A client's request.
     pub(crate) fn send(&mut self, events: &[Value]) -> Result<Vec<EventId>, ApiError> {
+        let (ids, placed) = self.accept(events)?;
+        if self.brain.is_some() {
+            self.input(Input::Grown(placed));
+        }
+        self.claim();
+        Ok(ids)
+    }
+
+    /// Commits a client's request.
+    fn accept(&mut self, events: &[Value]) -> Result<(Vec<EventId>, Vec<Record>), ApiError> {
         let decode = |event: &Value| ClientEvent::decode(event.clone(), "events.0".to_owned());
         let events: Vec<ClientEvent> = events.iter().map(decode).collect::<Result<_, _>>()?;
         let past: BTreeMap<EventId, Past> = self
@@ -156,16 +179,12 @@ impl World {
         self.ready |= admitted.ready;
         let placed = self.place(admitted.records);
         self.client_head = self.head();
-        if self.brain.is_some() {
-            self.input(Input::Grown(placed));
-        }
-        self.claim();
-        Ok(admitted.ids)
+        Ok((admitted.ids, placed))
     }
 
     /// A brain takes the session if it is ready and has none.
     pub(crate) fn claim(&mut self) {
-        if self.brain.is_some() || !self.ready {
+        if self.brain.is_some() || self.stalled || !self.ready {
             return;
         }
         self.claims += 1;
@@ -292,8 +311,13 @@ impl World {
 
     fn commit(&mut self, batch: Batch) -> Input {
         let seen = self.brain.as_ref().map_or(0, |brain| brain.state().seq);
-        if batch.ends && seen < self.client_head {
-            let from = usize::try_from(seen).unwrap_or(0);
+        let from = usize::try_from(seen).unwrap_or(0);
+        let meanwhile = std::mem::take(&mut self.meanwhile);
+        if !meanwhile.is_empty() {
+            // It may be too late for it by now; then the client is told so.
+            drop(self.accept(&meanwhile));
+        }
+        if (batch.ends || batch.guarded) && seen < self.client_head {
             return Input::Grown(self.log[from..].to_vec());
         }
         self.status = batch.status.unwrap_or(self.status);
@@ -307,12 +331,14 @@ impl World {
             self.ready = false;
             self.claims = 0;
         }
-        Input::Committed(self.place(batch.records))
+        self.place(batch.records);
+        Input::Committed(self.log[from..].to_vec())
     }
 
     /// The model answers.
     pub(crate) fn answer(&mut self, blocks: Vec<Value>, ending: Ending) {
         let Some(_) = self.asked.take() else { return };
+        self.paused = ending == Ending::Pause;
         let blocks = blocks
             .into_iter()
             .map(|block| AnswerBlock {
@@ -321,6 +347,7 @@ impl World {
             })
             .collect();
         let usage = Usage { input_tokens: 10, output_tokens: 1, ..Usage::default() };
+        self.answered.add(&usage);
         self.input(Input::Answered(Answer { blocks, ending, usage, speed: None }));
     }
 
