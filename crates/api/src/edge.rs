@@ -1,9 +1,9 @@
 //! The outermost layer: every response gets its request id, and every refusal its envelope, whatever refused it.
 
-use crate::{app::App, auth::CallerWorkspace, reject::Reject};
+use crate::{app::App, auth::CallerWorkspace, reject::Reject, routes::TABLE};
 use axum::{
     body::Body,
-    extract::{Request, State},
+    extract::{MatchedPath, Request, State},
     http::{HeaderValue, StatusCode, header},
     middleware::Next,
     response::{IntoResponse, Response},
@@ -25,7 +25,7 @@ pub(crate) async fn envelope(State(app): State<App>, request: Request, next: Nex
         tracing::error!(request_id = %id, %method, path, "a handler panicked");
         Reject(ApiError::new(ErrorCode::Internal, "internal server error")).into_response()
     });
-    if let Some(error) = refusal(&mut response) {
+    if let Some(Reject(error)) = response.extensions_mut().remove() {
         if error.code == ErrorCode::Internal {
             tracing::error!(request_id = %id, %method, path, "answered with an internal error");
         }
@@ -49,19 +49,28 @@ pub(crate) async fn envelope(State(app): State<App>, request: Request, next: Nex
     response
 }
 
-/// The error of a response, also of those the router made itself.
-fn refusal(response: &mut Response) -> Option<ApiError> {
-    if let Some(Reject(error)) = response.extensions_mut().remove::<Reject>() {
-        return Some(error);
+/// The answer to what could not be read as a request, such as a head that is too large: its status is the HTTP layer's.
+pub fn unreadable(app: &App, status: StatusCode) -> Response<String> {
+    let id = RequestId::new(app.new_id());
+    let message = match status {
+        StatusCode::URI_TOO_LONG => "the URL is too long",
+        StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => "the headers are too large, or too many",
+        _ => "this is not a valid HTTP/1.1 request",
+    };
+    let body = ApiError::invalid(message).body(id.as_str()).to_string();
+    metrics::counter!("vaquero_http_requests_total", "method" => "none", "status" => status.as_u16().to_string())
+        .increment(1);
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    headers.insert("x-should-retry", HeaderValue::from_static("false"));
+    headers.insert("anthropic-organization-id", HeaderValue::from_static(ORGANIZATION));
+    if let Ok(value) = HeaderValue::from_str(id.as_str()) {
+        headers.insert("request-id", value);
     }
-    match response.status() {
-        StatusCode::METHOD_NOT_ALLOWED => {
-            let allowed = response.headers().get(header::ALLOW).and_then(|list| list.to_str().ok());
-            let message = format!("this path takes {}", allowed.unwrap_or("other methods"));
-            Some(ApiError::new(ErrorCode::MethodNotAllowed, message))
-        }
-        _ => None,
-    }
+    response
 }
 
 fn refuse(from: Response, error: &ApiError, id: &str) -> Response {
@@ -78,6 +87,16 @@ fn refuse(from: Response, error: &ApiError, id: &str) -> Response {
         parts.headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     Response::from_parts(parts, Body::from(body))
+}
+
+/// A method that its path does not take.
+pub(crate) async fn unknown_method(path: Option<MatchedPath>, request: Request) -> Reject {
+    let path = path.as_ref().map_or("", MatchedPath::as_str);
+    let taken = TABLE.iter().filter(|(_, known, _)| *known == path).map(|(method, ..)| *method);
+    let taken: Vec<&str> = taken.collect();
+    let taken = if taken.is_empty() { "GET".to_owned() } else { taken.join(", ") };
+    let message = format!("`{}` takes {taken}, not {}", request.uri().path(), request.method());
+    Reject(ApiError::new(ErrorCode::MethodNotAllowed, message))
 }
 
 pub(crate) async fn unknown_path(request: Request) -> Reject {

@@ -24,6 +24,7 @@ mod sessions;
 mod threads;
 
 pub use app::{App, Parts, Settings};
+pub use edge::unreadable;
 pub use models::ModelList;
 pub use rates::Rates;
 pub use routes::router;

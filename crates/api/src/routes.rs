@@ -91,6 +91,7 @@ pub fn router(app: App) -> Router {
         .route("/health", get(health::health))
         .route("/metrics", get(health::metrics))
         .route("/openapi.json", get(health::document))
+        .method_not_allowed_fallback(edge::unknown_method)
         .fallback(edge::unknown_path)
         .layer(from_fn_with_state(app.clone(), edge::envelope))
         .with_state(app)

@@ -32,6 +32,11 @@ async fn what_makes_no_sense_is_refused_with_its_path() {
         (json!({ "name": "x".repeat(257) }), "name:"),
         (json!({ "model": 5 }), "model:"),
         (json!({ "model": { "id": "m", "effort": "heroic" } }), "model.effort"),
+        (json!({ "model": { "id": "claude-haiku-4-5", "speed": "fast" } }), "model.speed"),
+        (
+            json!({ "model": { "id": "claude-sonnet-4-5", "inference_geo": "us" } }),
+            "model.inference_geo",
+        ),
         (json!({ "model": { "id": "m", "colour": "red" } }), "model.colour"),
         (json!({ "description": "x".repeat(2049) }), "description:"),
         (json!({ "system": "x".repeat(100_001) }), "system:"),

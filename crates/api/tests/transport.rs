@@ -72,7 +72,8 @@ async fn unknown_paths_and_methods_are_refused_in_the_apis_shape() {
     let answer = rig.get("/v1/nothing").await;
     assert_eq!(answer.refusal(), (404, "not_found_error", "there is no `GET /v1/nothing`"));
     let answer = rig.delete("/v1/agents").await;
-    assert_eq!(answer.refusal().0, 405);
+    let message = "`/v1/agents` takes POST, GET, not DELETE";
+    assert_eq!(answer.refusal(), (405, "invalid_request_error", message));
     assert_eq!(answer.body["type"], "error");
     assert!(answer.header("allow").contains("POST"));
     let answer = rig.get("/v1/agents/agent_none").await;

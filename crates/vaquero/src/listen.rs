@@ -1,13 +1,17 @@
 //! Connections: accepted, served, and let go when the server stops. A client that sends nothing does not hold one for ever.
 
+mod wire;
+
 use axum::{Router, body::Body};
 use futures::{FutureExt, future::BoxFuture};
 use hyper::{Method, Request, Response, body::Incoming, service::service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioTimer;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt;
+use vaquero_api::App;
+use wire::Wire;
 
 /// How long a client may take to send a request's head.
 const HEAD: Duration = Duration::from_secs(60);
@@ -15,10 +19,11 @@ const HEAD: Duration = Duration::from_secs(60);
 /// Serves until `stop`, then waits for requests under way (at most `grace`).
 pub(crate) async fn serve(
     listener: TcpListener,
-    router: Router,
+    app: App,
     stop: CancellationToken,
     grace: Duration,
 ) {
+    let router = vaquero_api::router(app.clone());
     let connections = TaskTracker::new();
     loop {
         let accepted = tokio::select! {
@@ -37,12 +42,13 @@ pub(crate) async fn serve(
             tracing::debug!(%error, "a connection without TCP_NODELAY");
         }
         let (router, stop, changes) = (router.clone(), stop.clone(), connections.clone());
+        let wire = Wire::new(stream, app.clone());
         connections.spawn(async move {
             let service = service_fn(move |request| handle(&router, request, &changes));
             let connection = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEAD)
-                .serve_connection(TokioIo::new(stream), service);
+                .serve_connection(wire, service);
             tokio::pin!(connection);
             let ended = tokio::select! {
                 ended = connection.as_mut() => ended,

@@ -136,12 +136,7 @@ impl Server {
             .with_context(|| format!("cannot listen on {} (listen)", config.listen))?;
         let address = listener.local_addr()?;
         let mut tasks = JoinSet::new();
-        tasks.spawn(listen::serve(
-            listener,
-            vaquero_api::router(app.clone()),
-            drain.clone(),
-            GRACE,
-        ));
+        tasks.spawn(listen::serve(listener, app.clone(), drain.clone(), GRACE));
         tasks.spawn(admin::serve(config.data_dir.clone(), app.clone(), drain.clone()));
         let mut worker = JoinSet::new();
         worker.spawn(Worker::new(world, worker_config).run(stop_worker.clone(), ended_inbox));

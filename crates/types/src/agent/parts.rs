@@ -82,6 +82,19 @@ pub struct ModelConfig {
     pub inference_geo: Option<String>,
 }
 
+/// Models known to have no fast variant, and those that cannot be pinned to a place, by the start of their ids. What is not listed is
+/// left to the upstream.
+const NEVER_FAST: &[&str] = &["claude-haiku-4", "claude-sonnet-4", "claude-opus-4-5", "claude-3"];
+const NEVER_PINNED: &[&str] =
+    &["claude-haiku-4-5", "claude-sonnet-4-5", "claude-opus-4-5", "claude-3"];
+
+fn unless(never: &[&str], id: &str, path: &str, what: &str) -> Result<(), Invalid> {
+    if never.iter().any(|prefix| id.starts_with(prefix)) {
+        return Err(Invalid::new(path, format!("model `{id}` does not support {what}")));
+    }
+    Ok(())
+}
+
 /// Decodes a model: a string, or an object. On an update of the same model an omitted effort keeps the stored one.
 pub fn decode_model(
     value: Value,
@@ -102,7 +115,10 @@ pub fn decode_model(
     };
     let speed = match fields.string("speed")?.as_deref() {
         None | Some("standard") => Speed::Standard,
-        Some("fast") => Speed::Fast,
+        Some("fast") => {
+            unless(NEVER_FAST, &id, &fields.at("speed"), "`fast`")?;
+            Speed::Fast
+        }
         Some(other) => return Err(one_of(&fields.at("speed"), other, &["standard", "fast"])),
     };
     let inference_geo = fields.text("inference_geo", 1, 64)?;
@@ -110,6 +126,9 @@ pub fn decode_model(
         && !["us", "global"].contains(&geo.as_str())
     {
         return Err(one_of(&fields.at("inference_geo"), geo, &["us", "global"]));
+    }
+    if inference_geo.is_some() {
+        unless(NEVER_PINNED, &id, &fields.at("inference_geo"), "`inference_geo`")?;
     }
     fields.finish()?;
     Ok(ModelConfig { id, effort, speed, inference_geo })
