@@ -69,6 +69,42 @@ pub fn compact(messages: &mut Vec<Message>, summary: &str) {
     }
 }
 
+fn is_media(block: &Value) -> bool {
+    block["type"] == "image" || block["type"] == "document"
+}
+
+fn blocks_have_media(blocks: &[Value]) -> bool {
+    let inner = |block: &Value| block["content"].as_array().is_some_and(|it| blocks_have_media(it));
+    blocks.iter().any(|block| is_media(block) || inner(block))
+}
+
+/// Whether a context holds images or documents.
+pub fn has_media(messages: &[Message]) -> bool {
+    messages.iter().any(|message| blocks_have_media(&message.content))
+}
+
+/// Puts a note in the place of images and documents: those of the newest message of the client's side if it has any, else all.
+pub fn withhold_media(messages: &mut [Message], reason: &str) {
+    fn withhold(blocks: &mut [Value], note: &Value) {
+        for block in blocks {
+            if is_media(block) {
+                *block = note.clone();
+            } else if let Some(inner) = block.get_mut("content").and_then(Value::as_array_mut) {
+                withhold(inner, note);
+            }
+        }
+    }
+    let text = format!("[left out: the model could not take it: {reason}]");
+    let note = json!({ "type": "text", "text": text });
+    let newest = messages.iter().rposition(|message| message.role == Role::User);
+    let from = newest.filter(|at| blocks_have_media(&messages[*at].content)).unwrap_or_default();
+    for message in &mut messages[from..] {
+        if blocks_have_media(&message.content) {
+            withhold(Arc::make_mut(&mut message.content).as_mut_slice(), &note);
+        }
+    }
+}
+
 /// A rough count of a context's tokens, for when no model has counted it yet: four bytes each; images and documents at a flat rate.
 pub fn estimate_tokens(messages: &[Message]) -> u64 {
     fn weigh(value: &Value) -> u64 {

@@ -245,6 +245,9 @@ impl State {
                 self.progress.retry_at = None;
                 self.progress.compactions += 1;
             }
+            Transcript::MediaWithheld { reason } => {
+                context::withhold_media(&mut self.messages, &reason);
+            }
             Transcript::Stop => {
                 self.owed = false;
                 if self.calls.is_empty() {

@@ -76,6 +76,11 @@ pub enum Transcript {
         /// What takes the place of everything before the kept tail.
         summary: String,
     },
+    /// The model could not take an image or document: those of the newest message of the client's side, or else all, are left out.
+    MediaWithheld {
+        /// What the provider said.
+        reason: String,
+    },
     /// The turn ended; nothing is owed until a client sends more.
     Stop,
 }

@@ -50,7 +50,7 @@ fn op() -> impl Strategy<Value = Op> {
         3 => any::<bool>().prop_map(Op::ModelSays),
         5 => prop::collection::vec(0..5u8, 1..5).prop_map(Op::ModelCalls),
         2 => (0..5u8).prop_map(Op::ModelStops),
-        2 => (0..6u8).prop_map(Op::ModelFails),
+        2 => (0..7u8).prop_map(Op::ModelFails),
         5 => any::<u8>().prop_map(Op::Finish),
         2 => Just(Op::Tick),
         2 => Just(Op::BrainDies),
@@ -155,6 +155,7 @@ fn perform(world: &mut World, op: &Op, names: &mut Names) {
             1 => FailureKind::RateLimited,
             2 | 3 => FailureKind::Failed,
             4 => FailureKind::ContextTooLong,
+            5 => FailureKind::Media,
             _ => FailureKind::Invalid,
         }),
         Op::Finish(which) => {

@@ -250,6 +250,22 @@ fn failures_are_repeated_and_then_given_up() {
 }
 
 #[test]
+fn a_picture_that_the_model_cannot_take_is_left_out() {
+    let picture = json!({ "type": "image", "source": { "type": "base64", "media_type": "image/png", "data": "AAAA" } });
+    let mut world = World::new();
+    world
+        .send(&[json!({ "type": "user.message", "content": [text("look"), picture] })])
+        .expect("accepted");
+    world.fail(FailureKind::Media);
+    tail(&world, &["span.model_request_end", "session.error", "span.model_request_start"]);
+    let asked = world.asked.clone().expect("it is asked again").1;
+    assert_eq!(asked[0].content[0], text("look"));
+    assert!(asked[0].content[1]["text"].as_str().is_some_and(|text| text.contains("left out")));
+    world.fail(FailureKind::Media);
+    assert_eq!(stop_reason(&world), json!({ "type": "retries_exhausted" }), "there is no other");
+}
+
+#[test]
 fn what_more_attempts_will_not_mend_is_given_up_at_once() {
     for kind in [FailureKind::Invalid, FailureKind::Billing, FailureKind::NotConfigured] {
         let mut world = begun();

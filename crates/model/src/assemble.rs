@@ -202,6 +202,8 @@ pub(crate) fn from_error_body(
             if text.contains("prompt is too long") || text.contains("context window") || code == 413
             {
                 ModelError::ContextTooLong(message)
+            } else if ["image", "document", "pdf"].iter().any(|word| text.contains(word)) {
+                ModelError::Media(message)
             } else {
                 ModelError::Invalid(message)
             }

@@ -164,6 +164,9 @@ pub enum ModelError {
     /// The request does not fit the model's window.
     #[error("{0}")]
     ContextTooLong(String),
+    /// The model cannot take an image or a document of the request.
+    #[error("{0}")]
+    Media(String),
     /// The provider wants to be paid.
     #[error("{0}")]
     Billing(String),

@@ -88,6 +88,11 @@ async fn messages(State(scripted): State<Scripted>, Json(request): Json<Value>) 
     if scripted.remember {
         let mut memory = scripted.memory();
         memory.total += 1;
+        if check::has_bad_image(&request["messages"]) {
+            drop(memory);
+            let message = "messages: Could not process image";
+            return refuse(StatusCode::BAD_REQUEST, "invalid_request_error", message);
+        }
         if let Some(violation) = check::violation(&request, &mut memory.histories) {
             memory.violations.push(violation.clone());
             drop(memory);

@@ -194,6 +194,10 @@ async fn refusals_are_told_apart() {
         refuse(400, "", body("invalid_request_error", "prompt is too long: 9 > 8")).await,
         ModelError::ContextTooLong(_)
     ));
+    for what in ["messages.1.content.0.image.source: too many pixels", "The PDF was not valid"] {
+        let refused = refuse(400, "", body("invalid_request_error", what)).await;
+        assert!(matches!(refused, ModelError::Media(_)), "{refused:?}");
+    }
     assert!(
         matches!(refuse(401, "", body("authentication_error", "bad key")).await, ModelError::Unauthorized(text) if text.contains("API key"))
     );

@@ -204,3 +204,22 @@ async fn parallel_calls_of_the_shell_run_in_the_order_the_model_made_them() -> a
     assert!(shown.contains(&expected), "{shown:?}");
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_picture_that_the_model_cannot_take_does_not_end_the_session() -> anyhow::Result<()> {
+    let model = Model::start().await?;
+    let server = server(&model).await?;
+    let client = server.client();
+    let session = client.tool_session().await?;
+    let script = "!bash echo no picture > a.png\n!next\n!tool read {\"file_path\":\"a.png\"}\n!next\n!say done";
+    client.say(&session, script).await?;
+    let events = client.idle(&session).await?;
+    assert_eq!(of_type(&events, "session.error").len(), 1, "{events:#?}");
+    assert_eq!(text_of(of_type(&events, "agent.message")[0]), "done");
+    client.say(&session, "!say still here").await?;
+    let events = client.idle(&session).await?;
+    assert_eq!(text_of(of_type(&events, "agent.message")[1]), "still here");
+    assert_eq!(of_type(&events, "session.error").len(), 1);
+    assert_eq!(model.scripted.violations(), Vec::<String>::new());
+    Ok(())
+}

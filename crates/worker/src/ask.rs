@@ -2,7 +2,7 @@
 
 use crate::{World, crash};
 use futures::StreamExt;
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 use vaquero_core::{
     Message, Role, tools,
@@ -196,15 +196,13 @@ fn ending(stop: StopReason) -> Ending {
 
 fn failure(error: ModelError) -> Failure {
     let message = error.to_string();
-    let asked = |retry_after: Option<Duration>| retry_after;
     let (kind, retry_after) = match error {
-        ModelError::Overloaded { retry_after, .. } => (FailureKind::Overloaded, asked(retry_after)),
-        ModelError::RateLimited { retry_after, .. } => {
-            (FailureKind::RateLimited, asked(retry_after))
-        }
+        ModelError::Overloaded { retry_after, .. } => (FailureKind::Overloaded, retry_after),
+        ModelError::RateLimited { retry_after, .. } => (FailureKind::RateLimited, retry_after),
         ModelError::Failed(_) => (FailureKind::Failed, None),
         ModelError::Invalid(_) => (FailureKind::Invalid, None),
         ModelError::ContextTooLong(_) => (FailureKind::ContextTooLong, None),
+        ModelError::Media(_) => (FailureKind::Media, None),
         ModelError::Billing(_) => (FailureKind::Billing, None),
         ModelError::Unauthorized(_) | ModelError::NotConfigured(_) => {
             (FailureKind::NotConfigured, None)

@@ -1,7 +1,7 @@
 //! What becomes of a failed model request: another attempt after a pause, a smaller context, or the end of the turn.
 
 use super::{Answer, Batch, Desk, Ending, Machine, Step};
-use crate::transcript::Transcript;
+use crate::{context, transcript::Transcript};
 use std::time::Duration;
 use vaquero_types::{
     Timestamp,
@@ -23,6 +23,8 @@ pub enum FailureKind {
     Invalid,
     /// The context does not fit the model's window.
     ContextTooLong,
+    /// The model cannot take an image or a document of the context.
+    Media,
     /// The provider wants to be paid.
     Billing,
     /// No provider is configured, or it does not take our key.
@@ -44,7 +46,11 @@ impl FailureKind {
     const fn retryable(self) -> bool {
         match self {
             Self::Overloaded | Self::RateLimited | Self::Failed => true,
-            Self::Invalid | Self::ContextTooLong | Self::Billing | Self::NotConfigured => false,
+            Self::Invalid
+            | Self::ContextTooLong
+            | Self::Media
+            | Self::Billing
+            | Self::NotConfigured => false,
         }
     }
 
@@ -52,7 +58,7 @@ impl FailureKind {
         match self {
             Self::Overloaded => SessionErrorKind::ModelOverloaded,
             Self::RateLimited => SessionErrorKind::ModelRateLimited,
-            Self::Failed | Self::Invalid | Self::NotConfigured => {
+            Self::Failed | Self::Invalid | Self::Media | Self::NotConfigured => {
                 SessionErrorKind::ModelRequestFailed
             }
             Self::ContextTooLong => SessionErrorKind::CompactionLimitReached,
@@ -78,12 +84,28 @@ impl Machine {
             self.flight.compact = true;
             return self.append(batch);
         }
+        if failure.kind == FailureKind::Media && context::has_media(&self.state.messages) {
+            self.withhold_media(&mut batch, failure, desk);
+            return self.append(batch);
+        }
         if failure.kind.retryable() && attempt < self.limits.attempts {
             self.reschedule(&mut batch, failure, attempt, desk);
         } else {
             self.give_up(&mut batch, failure.kind.error_kind(), &failure.message, desk);
         }
         self.append(batch)
+    }
+
+    /// One bad picture must not end a session: the request is repeated without it.
+    fn withhold_media(&self, batch: &mut Batch, failure: &Failure, desk: &mut Desk<'_>) {
+        let thread = self.facts.thread.clone();
+        let kind = failure.kind.error_kind();
+        let message = format!("{}; it goes on without", failure.message);
+        let error = server::session_error(kind, &message, RetryStatus::Retrying);
+        batch.push(desk.event_id(), &thread, error);
+        let reason = failure.message.clone();
+        batch.records.push(Transcript::MediaWithheld { reason }.record(desk.event_id(), &thread));
+        batch.progress = true;
     }
 
     fn reschedule(&self, batch: &mut Batch, failure: &Failure, attempt: u32, desk: &mut Desk<'_>) {

@@ -27,6 +27,26 @@ fn bare(value: &Value) -> Value {
     }
 }
 
+/// Whether an image is not what its media type says, as far as its first bytes show.
+pub(super) fn has_bad_image(value: &Value) -> bool {
+    match value {
+        Value::Array(items) => items.iter().any(has_bad_image),
+        Value::Object(fields) if fields.get("type").is_some_and(|kind| kind == "image") => {
+            let source = &value["source"];
+            let begins = match source["media_type"].as_str() {
+                Some("image/png") => "iVBORw",
+                Some("image/jpeg") => "/9j/",
+                Some("image/gif") => "R0lGOD",
+                Some("image/webp") => "UklGR",
+                _ => return false,
+            };
+            !source["data"].as_str().is_some_and(|data| data.starts_with(begins))
+        }
+        Value::Object(fields) => fields.get("content").is_some_and(has_bad_image),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => false,
+    }
+}
+
 /// The first thing wrong with a request, if anything is. `histories` holds the digests of every conversation's blocks so far.
 pub(super) fn violation(
     request: &Value,
