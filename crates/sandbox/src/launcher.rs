@@ -10,6 +10,7 @@ mod office;
 mod probe;
 mod rootfs;
 mod seccomp;
+mod spares;
 mod start;
 pub(crate) mod sys;
 mod uids;
@@ -29,6 +30,9 @@ use wire::Started;
 
 /// The socket's name in the launcher's directory.
 pub(crate) const SOCKET: &str = "launcher.sock";
+
+/// Session ids beginning so are the launcher's own: spares.
+pub(crate) const SPARE: &str = "spare-";
 
 /// What the command line asks of a launcher.
 #[derive(Debug, Clone)]
@@ -195,6 +199,7 @@ fn open(options: &Options) -> Result<office::Office, Trouble> {
         .map_err(|e| Trouble::io("cannot make the root skeleton", &e))?;
     let listener = start::listen(&options.dir)
         .map_err(|e| Trouble::io("cannot listen on the launcher's socket", &e))?;
+    spares::clear(&options.workspaces);
     let made = start::Ready { reserved, lock, exe, filter, cgroups, skeleton, listener };
     Ok(office::Office::new(options.clone(), made))
 }

@@ -31,8 +31,8 @@ use self::found::Found;
 use self::sandbox::LocalSandbox;
 use crate::connection::{Connection, LARGE_KIB, Shared};
 use crate::error::SandboxError;
-use crate::launcher::Options;
 use crate::launcher::wire::{Answer, Ask, Listed};
+use crate::launcher::{Options, SPARE};
 use crate::remove::remove_tree;
 use crate::seam::{
     Capabilities, ComputeProvider, Isolation, Limits, LimitsState, Networking, Sandbox, SandboxKey,
@@ -269,6 +269,7 @@ impl Inner {
                 generation: spec.generation,
                 limits: spec.limits,
                 env: spec.env.clone(),
+                spares: (!key.session.starts_with(CANARY)).then_some(self.config.spares),
             };
             match launcher.post.ask(ask, ENSURE_TIMEOUT).await {
                 Ok((Answer::Stream { .. }, Some(stream))) => {
@@ -399,7 +400,8 @@ impl Inner {
         let mut sessions: BTreeSet<String> = living.into_iter().map(|l| l.key.session).collect();
         let entries = fs::read_dir(&self.options.workspaces)
             .map_err(|e| SandboxError::io("cannot list the workspaces", e))?;
-        sessions.extend(entries.flatten().filter_map(|e| e.file_name().into_string().ok()));
+        let names = entries.flatten().filter_map(|e| e.file_name().into_string().ok());
+        sessions.extend(names.filter(|name| !name.starts_with(SPARE)));
         Ok(sessions)
     }
 }

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -347,6 +348,77 @@ async fn a_data_directory_may_have_a_long_name() {
     let provider = start(&long).await;
     let sandbox = provider.ensure(&key("s"), &spec(1)).await.unwrap();
     assert_eq!(sh(&*sandbox, "a", "echo fine").await.unwrap(), "fine");
+    provider.shutdown(false).await;
+}
+
+/// The workspaces of spares.
+fn spares(dir: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(dir.join("workspaces")).unwrap().flatten().map(|e| e.path());
+    entries
+        .filter(|path| path.file_name().unwrap().to_string_lossy().starts_with("spare-"))
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_session_gets_a_spare_of_the_same_kind_and_its_empty_workspace() {
+    let dir = tempfile::tempdir().unwrap();
+    let provider = start(dir.path()).await;
+    // A spare may be replaced at any moment.
+    let inode = |path: &Path| Some(fs::metadata(path.join("workspace")).ok()?.ino());
+    let spare = || spares(dir.path()).first().and_then(|path| inode(path));
+    let one_more = async || until("a spare", async || spares(dir.path()).len() == 1).await;
+    assert!(spares(dir.path()).is_empty(), "none before the first session");
+    provider.ensure(&key("sesn_first"), &spec(1)).await.unwrap();
+    one_more().await;
+    let waits = spare();
+
+    let smaller = Limits { memory_bytes: 64 << 20, ..Limits::default() };
+    let less = SandboxSpec { limits: smaller, ..spec(1) };
+    let small = provider.ensure(&key("sesn_small"), &less).await.unwrap();
+    assert_eq!(sh(&*small, "a", "ls -A").await.unwrap(), "(no output)");
+    assert_ne!(inode(&dir.path().join("workspaces/sesn_small")), waits, "not the one with more");
+    provider.ensure(&key("sesn_again"), &spec(2)).await.unwrap();
+    // It may still be starting; then this one is made anew, and the next is asked.
+    let mut taken = false;
+    for round in 0..20 {
+        one_more().await;
+        let waits = spare();
+        let session = format!("sesn_taker{round}");
+        let sandbox = provider.ensure(&key(&session), &spec(1)).await.unwrap();
+        assert_eq!(sh(&*sandbox, "a", "ls -A; echo mine > file; id -u").await.unwrap(), "0");
+        let workspace = dir.path().join("workspaces").join(&session);
+        assert_eq!(fs::read_to_string(workspace.join("workspace/file")).unwrap(), "mine\n");
+        taken = waits.is_some() && inode(&workspace) == waits;
+        if taken {
+            provider.stop(&key(&session)).await.unwrap();
+            let sandbox = provider.ensure(&key(&session), &spec(2)).await.unwrap();
+            assert_eq!(sh(&*sandbox, "b", "cat file").await.unwrap(), "mine");
+            break;
+        }
+    }
+    assert!(taken, "no session ever got a spare");
+
+    one_more().await;
+    provider.reap(&BTreeSet::new()).await.unwrap();
+    assert_eq!(spares(dir.path()).len(), 1, "it is no session's, and not reaped");
+    provider.shutdown(false).await;
+    assert!(fs::read_dir(dir.path().join("workspaces")).unwrap().next().is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn spares_of_a_launcher_that_was_killed_are_removed_by_the_next() {
+    let dir = tempfile::tempdir().unwrap();
+    let provider = start(dir.path()).await;
+    provider.ensure(&key("sesn_first"), &spec(1)).await.unwrap();
+    until("a spare", async || spares(dir.path()).len() == 1).await;
+    kill(launcher_pid(dir.path()));
+    provider.shutdown(false).await;
+    let none = LocalConfig { spares: 0, ..config(dir.path()) };
+    let provider = LocalProvider::start(none).await.unwrap();
+    assert!(spares(dir.path()).is_empty());
+    provider.ensure(&key("sesn_second"), &spec(1)).await.unwrap();
+    provider.destroy("sesn_second").await.unwrap();
+    assert!(spares(dir.path()).is_empty(), "none are wanted");
     provider.shutdown(false).await;
 }
 

@@ -23,11 +23,12 @@ use vaquero_model::ModelInfo;
 const NOT_SETTINGS: [&str; 3] = ["CONFIG", "CRASH_POINT", "DEMO_MODEL"];
 
 /// Settings that are numbers.
-const NUMBERS: [&str; 13] = [
+const NUMBERS: [&str; 14] = [
     "sandbox_idle_seconds",
     "sandbox_memory_mb",
     "sandbox_processes",
     "sandbox_cpus",
+    "sandbox_spares",
     "turns",
     "turn_seconds",
     "turn_model_calls",
@@ -78,6 +79,10 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "COUNT")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) sandbox_cpus: Option<u32>,
+    /// Sandboxes kept ready for new sessions, once there was a first one.
+    #[arg(long, value_name = "COUNT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) sandbox_spares: Option<u32>,
     /// Most turns at once.
     #[arg(long, value_name = "COUNT")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -190,6 +195,7 @@ pub(crate) struct Config {
     pub(crate) sandbox_memory_mb: u64,
     pub(crate) sandbox_processes: u32,
     pub(crate) sandbox_cpus: u32,
+    pub(crate) sandbox_spares: u32,
     pub(crate) turns: usize,
     pub(crate) turn_seconds: u64,
     pub(crate) turn_model_calls: u32,
@@ -219,6 +225,9 @@ impl std::fmt::Debug for Config {
     }
 }
 
+/// Each spare is a process and a few namespaces.
+const SPARES_MAX: u32 = 64;
+
 impl Default for Config {
     fn default() -> Self {
         let (limits, sandbox) = (Limits::default(), vaquero_sandbox::Limits::default());
@@ -234,6 +243,7 @@ impl Default for Config {
             sandbox_memory_mb: sandbox.memory_bytes >> 20,
             sandbox_processes: sandbox.pids,
             sandbox_cpus: sandbox.cpu_millis / 1_000,
+            sandbox_spares: 1,
             turns: 256,
             turn_seconds: limits.turn_time.as_secs(),
             turn_model_calls: limits.model_calls,
@@ -314,6 +324,10 @@ impl Config {
         }
         if self.sandbox_processes < 16 {
             bail!("sandbox_processes: must be at least 16 — from {}", source("sandbox_processes"));
+        }
+        if self.sandbox_spares > SPARES_MAX {
+            let source = source("sandbox_spares");
+            bail!("sandbox_spares: must be at most {SPARES_MAX} — from {source}");
         }
         if let Some((name, _)) = positive.iter().find(|(_, value)| *value == 0) {
             bail!("{name}: must be at least 1 — from {}", source(name));

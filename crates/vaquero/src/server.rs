@@ -73,6 +73,7 @@ pub(crate) fn upstream(config: &Config) -> anyhow::Result<Arc<dyn ModelProvider>
 async fn compute(config: &Config) -> anyhow::Result<Arc<dyn ComputeProvider>> {
     let mut local = LocalConfig::new(&config.data_dir);
     local.idle_stop = Duration::from_secs(config.sandbox_idle_seconds);
+    local.spares = config.sandbox_spares;
     local.limits_mode = match config.sandbox_limits {
         LimitsChoice::Enforced => LimitsMode::Enforced,
         LimitsChoice::Degraded => LimitsMode::Degraded,

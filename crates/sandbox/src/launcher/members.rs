@@ -10,6 +10,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{
@@ -189,6 +190,13 @@ impl Member {
             socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
         super::wire::send_bytes(&self.control, b"c", Some(theirs.as_fd()))?;
         Ok(ours)
+    }
+
+    /// Whether PID 1 has ended, noticed or not.
+    pub(crate) fn has_ended(&self) -> bool {
+        let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
+        let found = poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
+        found.is_ok_and(|count| count > 0)
     }
 
     /// Kills everything in it.

@@ -10,6 +10,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{SocketFlags, accept_with};
 
 use super::members::{Dying, Member, Order, make_session_dirs};
+use super::spares::{self, Spares, is_spare};
 use super::start::Ready;
 use super::uids::{IdMapping, Ranges, range_of};
 use super::wire::{self, Answer, Ask, Listed, PAGE, Question, Reply};
@@ -31,7 +32,7 @@ struct Connection {
 }
 
 /// A request that waits for a sandbox to start or to die.
-struct Waiting {
+pub(super) struct Waiting {
     connection: u64,
     question: Question,
     /// Its sandbox has been started once.
@@ -40,18 +41,19 @@ struct Waiting {
 
 /// The loop's state.
 pub(crate) struct Office {
-    options: Options,
+    pub(super) options: Options,
     ready: Ready,
     mapping: IdMapping,
     ranges: Ranges,
     connections: Vec<Connection>,
     next_connection: u64,
-    members: BTreeMap<SandboxKey, Member>,
+    pub(super) members: BTreeMap<SandboxKey, Member>,
     dying: Vec<Dying>,
-    waiting: Vec<Waiting>,
+    pub(super) waiting: Vec<Waiting>,
+    pub(super) spares: Spares,
     /// When to end for want of a server.
     alone_until: Option<Duration>,
-    quit_by: Option<Duration>,
+    pub(super) quit_by: Option<Duration>,
     buffer: Vec<u8>,
 }
 
@@ -68,6 +70,7 @@ impl Office {
             members: BTreeMap::new(),
             dying: Vec::new(),
             waiting: Vec::new(),
+            spares: Spares::default(),
             alone_until: Some(now() + FIRST_HELLO),
             quit_by: None,
             buffer: Vec::new(),
@@ -128,6 +131,7 @@ impl Office {
         self.connections.retain(|c| !c.gone);
         self.note_company();
         self.settle_waiting();
+        self.make_spare();
         Ok(())
     }
 
@@ -135,6 +139,7 @@ impl Office {
         let mut deadlines: Vec<Duration> = Vec::new();
         deadlines.extend(self.alone_until);
         deadlines.extend(self.quit_by);
+        deadlines.extend(self.spares.due);
         deadlines.extend(self.members.values().filter_map(|m| Some(m.starting.as_ref()?.1)));
         if self.dying.iter().any(|d| d.pidfd.is_none()) {
             deadlines.push(now() + SWEEP);
@@ -261,8 +266,12 @@ impl Office {
             Ask::Create { .. } | Ask::Attach { .. } if self.quit_by.is_some() => {
                 Verdict::now(Answer::Absent { alive: None })
             }
-            Ask::Create { key, generation, limits, env } => {
-                if self.members.contains_key(key) {
+            Ask::Create { key, generation, limits, env, spares } => {
+                if let Some(count) = spares {
+                    self.want_spares(*count, *limits, env);
+                }
+                if self.members.contains_key(key) || self.take_spare(key, *generation, *limits, env)
+                {
                     return self.connect(key, *generation);
                 }
                 if begun {
@@ -289,7 +298,7 @@ impl Office {
         }
     }
 
-    fn create(
+    pub(super) fn create(
         &mut self,
         key: &SandboxKey,
         generation: u64,
@@ -351,7 +360,7 @@ impl Office {
         let mut rest = self
             .members
             .iter()
-            .filter(|(key, _)| after.is_none_or(|after| *key > after))
+            .filter(|(key, _)| !is_spare(key) && after.is_none_or(|after| *key > after))
             .map(|(key, m)| Listed { key: key.clone(), generation: m.generation });
         let sandboxes = rest.by_ref().take(PAGE).collect();
         Answer::Listing { sandboxes, more: rest.next().is_some() }
@@ -361,7 +370,7 @@ impl Office {
         self.dying.iter().any(|d| d.key == *key)
     }
 
-    fn kill(&mut self, which: impl Fn(&SandboxKey) -> bool) {
+    pub(super) fn kill(&mut self, which: impl Fn(&SandboxKey) -> bool) {
         let keys: Vec<SandboxKey> = self.members.keys().filter(|k| which(k)).cloned().collect();
         for key in keys {
             if let Some(member) = self.members.remove(&key) {
@@ -409,10 +418,7 @@ impl Office {
                     continue;
                 }
             }
-            let Some(member) = self.members.get(key) else { continue };
-            let mut fds = [PollFd::new(&member.pidfd, PollFlags::IN)];
-            let exited = poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
-            if exited.is_ok_and(|n| n > 0) {
+            if self.members.get(key).is_some_and(Member::has_ended) {
                 self.kill(|k| k == key);
             }
         }
@@ -422,6 +428,9 @@ impl Office {
     fn fail(&mut self, key: &SandboxKey, trouble: &Trouble) {
         log(&format!("{key}: {}", trouble.what));
         self.kill(|k| k == key);
+        if is_spare(key) {
+            self.forgo_spares();
+        }
         let mut told = Vec::new();
         for (at, waiting) in self.waiting.iter().enumerate() {
             if matches!(&waiting.question.ask, Ask::Create { key: k, .. } if k == key) {
@@ -437,7 +446,14 @@ impl Office {
     }
 
     fn collect(&mut self) {
-        self.dying.retain_mut(|dying| !dying.collect());
+        let workspaces = &self.options.workspaces;
+        self.dying.retain_mut(|dying| {
+            let gone = dying.collect();
+            if gone && is_spare(&dying.key) {
+                spares::remove(&workspaces.join(&dying.key.session));
+            }
+            !gone
+        });
     }
 
     /// Starts to count down when the last server is gone, and stops when one is there.

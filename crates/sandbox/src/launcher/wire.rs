@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::seam::{Limits, LimitsBy, SandboxKey};
 
 /// Raised whenever a message other than `Hello` and `Quit` changes its meaning.
-pub(crate) const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 2;
 
 /// No message is larger; the kernel's default socket buffers take it in one piece.
 pub(crate) const MAX_MESSAGE: usize = 64 << 10;
@@ -40,8 +40,15 @@ pub(crate) enum Ask {
     Hello { version: u32, linger_ms: u64 },
     /// End every sandbox, then yourself.
     Quit {},
-    /// Make this sandbox, or connect to it if this generation already lives.
-    Create { key: SandboxKey, generation: u64, limits: Limits, env: BTreeMap<String, String> },
+    /// Make this sandbox, or connect to it if this generation already lives. Keep so many like it
+    /// ready for new sessions.
+    Create {
+        key: SandboxKey,
+        generation: u64,
+        limits: Limits,
+        env: BTreeMap<String, String>,
+        spares: Option<u32>,
+    },
     /// Connect to it if this generation lives.
     Attach { key: SandboxKey, generation: u64 },
     /// End one sandbox; answered when it is gone.

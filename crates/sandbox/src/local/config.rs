@@ -21,6 +21,8 @@ pub struct LocalConfig {
     pub limits_mode: LimitsMode,
     /// After how long without a call a sandbox is stopped; its files stay.
     pub idle_stop: Duration,
+    /// How many sandboxes are kept ready for new sessions, once there was a first one.
+    pub spares: u32,
     /// How long the launcher and its sandboxes live on without a server.
     pub linger: Duration,
     /// The executable with the `launcher` and `hand` subcommands.
@@ -36,6 +38,7 @@ impl LocalConfig {
             data_dir: data_dir.into(),
             limits_mode: LimitsMode::Enforced,
             idle_stop: Duration::from_mins(15),
+            spares: 1,
             linger: Duration::from_mins(10),
             launcher_exe: PathBuf::from("/proc/self/exe"),
             call_ceiling: Duration::from_hours(4),

@@ -1,19 +1,49 @@
-//! The first tool call of a session on a cold sandbox, against the bare cost of the same namespaces on the same machine.
+//! The first tool call of a session, on a cold sandbox and with a spare one ready, against the bare cost of the same namespaces on the same machine.
 
 use crate::{Args, machine::Times};
 use serde_json::json;
-use std::{collections::BTreeMap, time::Instant};
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    time::{Duration, Instant},
+};
 use vaquero_sandbox::{
     ComputeProvider, Fence, LimitsMode, LocalConfig, LocalProvider, SandboxKey, SandboxSpec,
     measure_bare,
 };
 
+/// Longer than it takes to make a spare.
+const PAUSE: Duration = Duration::from_millis(30);
+
+#[derive(Default)]
+struct Calls {
+    bare: Times,
+    first: Times,
+    second: Times,
+}
+
 pub(crate) async fn measure(args: &Args) -> anyhow::Result<()> {
     let exe = std::path::absolute(&args.exe)?;
+    let mut cold = calls(&exe, 0, args.count(200)).await?;
+    let mut ready = calls(&exe, 1, args.count(200)).await?;
+    for (name, calls) in [("cold sandbox", &mut cold), ("a spare one ready", &mut ready)] {
+        let ratio = calls.first.median().as_secs_f64() / calls.bare.median().as_secs_f64();
+        println!("first tool call, {name}: {}", calls.first.line());
+        println!(
+            "  bare namespaces, clone to exit: {}; ratio of the medians {ratio:.2}",
+            calls.bare.line()
+        );
+        println!("  second call, warm: {}", calls.second.line());
+    }
+    Ok(())
+}
+
+async fn calls(exe: &Path, spares: u32, count: usize) -> anyhow::Result<Calls> {
     let data = tempfile::tempdir()?;
     let mut config = LocalConfig::new(data.path());
-    config.launcher_exe.clone_from(&exe);
+    exe.clone_into(&mut config.launcher_exe);
     config.limits_mode = LimitsMode::Degraded;
+    config.spares = spares;
     let provider = LocalProvider::start(config).await?;
     let spec = SandboxSpec {
         generation: 1,
@@ -22,24 +52,24 @@ pub(crate) async fn measure(args: &Args) -> anyhow::Result<()> {
         env: BTreeMap::new(),
     };
     let fence = Fence { epoch: 1, generation: 1 };
-    let (mut bare, mut cold, mut warm) = (Times::default(), Times::default(), Times::default());
+    let mut calls = Calls::default();
     let input = json!({ "command": "true" });
-    for index in 0..args.count(200) {
-        bare.0.extend(measure_bare(&exe, 1).await?);
-        let key = SandboxKey::default_of(format!("sesn_cold{index}"));
+    for index in 0..=count {
+        let key = SandboxKey::default_of(format!("sesn_{index}"));
+        calls.bare.0.extend(measure_bare(exe, 1).await?);
         let started = Instant::now();
         let sandbox = provider.ensure(&key, &spec).await?;
         sandbox.run("a", fence, "bash", &input, None).await?;
-        cold.0.push(started.elapsed());
+        // The very first has no spare yet.
+        if index > 0 {
+            calls.first.0.push(started.elapsed());
+        }
         let started = Instant::now();
         sandbox.run("b", fence, "bash", &input, None).await?;
-        warm.0.push(started.elapsed());
+        calls.second.0.push(started.elapsed());
         provider.destroy(&key.session).await?;
+        tokio::time::sleep(PAUSE).await;
     }
     provider.shutdown(false).await;
-    let ratio = cold.median().as_secs_f64() / bare.median().as_secs_f64();
-    println!("first tool call, cold sandbox: {}", cold.line());
-    println!("  bare namespaces, clone to exit: {}; ratio of the medians {ratio:.2}", bare.line());
-    println!("  second call, warm: {}", warm.line());
-    Ok(())
+    Ok(calls)
 }
