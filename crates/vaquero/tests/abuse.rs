@@ -223,3 +223,69 @@ async fn a_picture_that_the_model_cannot_take_does_not_end_the_session() -> anyh
     assert_eq!(model.scripted.violations(), Vec::<String>::new());
     Ok(())
 }
+
+/// Starts the server in a mount namespace of its own, in which its data directory is a small disk.
+const SMALL_DISK: &str = r#"#!/bin/sh
+for last; do data=$last; done
+mkdir -p "$data"
+exec unshare --mount sh -c 'mount -t tmpfs -o size=6m none "$0" && exec "$@"' "$data" EXE "$@"
+"#;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_is_said_and_nothing_is_lost() -> anyhow::Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        // Only root can make a small disk.
+        return Ok(());
+    }
+    let model = Model::start().await?;
+    let place = tempfile::tempdir()?;
+    let wrapper = place.path().join("vaquero-on-a-small-disk");
+    std::fs::write(&wrapper, SMALL_DISK.replace("EXE", EXE))?;
+    std::fs::set_permissions(&wrapper, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    let mut server = Server::new(&wrapper, &model.base)?;
+    server.start().await?;
+    let client = server.client();
+    let session = client.session(json!([])).await?;
+    client.say(&session, &format!("!delay 1500\n!say {}", "word ".repeat(4_000))).await?;
+    let asked = eventually("asked", || async { (model.scripted.requests() > 0).then_some(()) });
+    asked.await?;
+    for size in [90_000, 1] {
+        let body = json!({ "name": "filler", "model": "m", "system": "x".repeat(size) });
+        let mut refused = None;
+        for _ in 0..5_000 {
+            let answer =
+                client.request(reqwest::Method::POST, "/v1/agents").json(&body).send().await?;
+            if !answer.status().is_success() {
+                refused = Some(answer);
+                break;
+            }
+        }
+        let refused = refused.context("the disk never fills")?;
+        assert_eq!(refused.status(), 529);
+        assert_eq!(refused.headers()["x-should-retry"], "true");
+        assert!(refused.text().await?.contains("no disk space left"));
+    }
+    let answered = || async {
+        of_type(&client.events(&session).await.ok()?, "agent.message").len().checked_sub(1)
+    };
+    assert_eq!(client.get(&format!("/v1/sessions/{session}")).await?["status"], "running");
+    assert!(answered().await.is_none(), "reads go on, and the answer has no room yet");
+    let pid = server.pid().context("it runs")?.to_string();
+    let data = server.data().join("data");
+    let room = tokio::process::Command::new("nsenter")
+        .args(["--target", &pid, "--mount", "mount", "-o", "remount,size=64m"])
+        .arg(&data)
+        .status()
+        .await?;
+    assert!(room.success());
+    let events = client.idle(&session).await?;
+    assert_eq!(of_type(&events, "agent.message").len(), 1);
+    assert_eq!(
+        of_type(&events, "span.model_request_start").len(),
+        1,
+        "it was asked once: {events:#?}"
+    );
+    client.say(&session, "!say and on").await?;
+    assert_eq!(of_type(&client.idle(&session).await?, "agent.message").len(), 2);
+    Ok(())
+}

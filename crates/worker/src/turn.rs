@@ -29,8 +29,8 @@ use vaquero_types::{EventId, Timestamp, session::SessionBody};
 const READ: usize = 1 << 20;
 /// A snapshot is written once this many bytes of records had to be folded.
 const SNAPSHOT_EVERY: usize = 256 << 10;
-/// How often a commit is repeated when the store fails.
-const COMMIT_ATTEMPTS: u32 = 5;
+/// The first and the longest pause before a commit that the store failed is repeated.
+const COMMIT_PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
 /// Why a turn ended before its end.
 #[derive(Debug, thiserror::Error)]
@@ -358,20 +358,23 @@ impl Turn {
         writes
     }
 
-    /// Repeats a commit whose outcome is unknown; appends are idempotent.
+    /// Repeats a commit whose outcome is unknown, for as long as a lease lasts; appends are idempotent.
     async fn commit_surely(
         &self,
         writes: Vec<Write>,
     ) -> Result<Vec<(Seq, Timestamp)>, CommitError> {
-        let mut attempt = 1;
+        let until = Instant::now() + self.config.lease;
+        let (mut pause, longest) = COMMIT_PAUSES;
         loop {
             let outcome = self.world.store.commit(writes.clone(), self.world.clock.now()).await;
             match outcome {
                 Ok(mut committed) => return Ok(committed.appended.pop().unwrap_or_default()),
-                Err(CommitError::Store(error)) if attempt < COMMIT_ATTEMPTS => {
-                    tracing::warn!(session = %self.lease.session, %error, attempt, "a commit failed; repeating it");
-                    tokio::time::sleep(Duration::from_millis(50 << attempt)).await;
-                    attempt += 1;
+                Err(CommitError::Store(error))
+                    if Instant::now() < until && !self.stop.is_cancelled() =>
+                {
+                    tracing::warn!(session = %self.lease.session, %error, "a commit failed; repeating it");
+                    self.stop.run_until_cancelled(tokio::time::sleep(pause)).await;
+                    pause = longest.min(pause * 2);
                 }
                 Err(error) => return Err(error),
             }
