@@ -4,7 +4,7 @@ use crate::{app::App, auth::CallerWorkspace, reject::Reject, routes::TABLE};
 use axum::{
     body::Body,
     extract::{MatchedPath, Request, State},
-    http::{HeaderValue, StatusCode, header},
+    http::{HeaderValue, Method, StatusCode, header},
     middleware::Next,
     response::{IntoResponse, Response},
 };
@@ -15,7 +15,12 @@ use vaquero_types::{ApiError, ErrorCode, RequestId};
 /// The organization every response names: a server of one's own has one.
 const ORGANIZATION: &str = "00000000-0000-0000-0000-000000000000";
 
-pub(crate) async fn envelope(State(app): State<App>, request: Request, next: Next) -> Response {
+pub(crate) async fn envelope(
+    State(app): State<App>,
+    route: Option<MatchedPath>,
+    request: Request,
+    next: Next,
+) -> Response {
     let id = RequestId::new(app.new_id());
     #[expect(clippy::disallowed_methods, reason = "a duration for the metrics")]
     let start = Instant::now();
@@ -31,9 +36,7 @@ pub(crate) async fn envelope(State(app): State<App>, request: Request, next: Nex
         }
         response = refuse(response, &error, id.as_str());
     }
-    let status = response.status().as_u16().to_string();
-    metrics::counter!("vaquero_http_requests_total", "method" => method.to_string(), "status" => status)
-        .increment(1);
+    count(Some(&method), route.as_ref().map_or("none", MatchedPath::as_str), response.status());
     metrics::histogram!("vaquero_http_request_seconds").record(start.elapsed().as_secs_f64());
     let workspace = response.extensions().get::<CallerWorkspace>().cloned();
     let headers = response.headers_mut();
@@ -49,6 +52,22 @@ pub(crate) async fn envelope(State(app): State<App>, request: Request, next: Nex
     response
 }
 
+fn count(method: Option<&Method>, route: &str, status: StatusCode) {
+    // A client may make methods up; each label would be kept for good.
+    let method = match method {
+        Some(&Method::GET) => "GET",
+        Some(&Method::POST) => "POST",
+        Some(&Method::DELETE) => "DELETE",
+        _ => "other",
+    };
+    let labels = [
+        ("method", method.to_owned()),
+        ("route", route.to_owned()),
+        ("status", status.as_u16().to_string()),
+    ];
+    metrics::counter!("vaquero_http_requests_total", &labels).increment(1);
+}
+
 /// The answer to what could not be read as a request, such as a head that is too large: its status is the HTTP layer's.
 pub fn unreadable(app: &App, status: StatusCode) -> Response<String> {
     let id = RequestId::new(app.new_id());
@@ -58,8 +77,7 @@ pub fn unreadable(app: &App, status: StatusCode) -> Response<String> {
         _ => "this is not a valid HTTP/1.1 request",
     };
     let body = ApiError::invalid(message).body(id.as_str()).to_string();
-    metrics::counter!("vaquero_http_requests_total", "method" => "none", "status" => status.as_u16().to_string())
-        .increment(1);
+    count(None, "none", status);
     let mut response = Response::new(body);
     *response.status_mut() = status;
     let headers = response.headers_mut();

@@ -177,14 +177,18 @@ async fn without_an_upstream_a_turn_says_what_to_set() -> anyhow::Result<()> {
     let message = error["error"]["message"].as_str().unwrap_or_default();
     assert!(message.contains("VAQUERO_ANTHROPIC_API_KEY"), "{error}");
     assert_eq!(error["error"]["retry_status"]["type"], "exhausted");
-    for path in ["/health", "/metrics", "/openapi.json"] {
-        let response = reqwest::Client::builder()
-            .no_proxy()
-            .build()?
-            .get(format!("{}{path}", client.base))
-            .send()
-            .await?;
+    let http = reqwest::Client::builder().no_proxy().build()?;
+    let made_up = reqwest::Method::from_bytes(b"FROBNICATE")?;
+    http.request(made_up, format!("{}/v1/agents", client.base)).send().await?;
+    for path in ["/health", "/openapi.json", "/metrics"] {
+        let response = http.get(format!("{}{path}", client.base)).send().await?;
         assert_eq!(response.status(), 200, "{path} needs no key");
+        let text = response.text().await?;
+        if path == "/metrics" {
+            let counted = r#"vaquero_http_requests_total{method="POST",route="/v1/sessions/{session_id}/events",status="200"} 1"#;
+            assert!(text.contains(counted), "{text}");
+            assert!(!text.contains("FROBNICATE"), "a client cannot make labels");
+        }
     }
     Ok(())
 }
