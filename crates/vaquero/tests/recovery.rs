@@ -98,20 +98,26 @@ async fn five_kills_in_one_turn_are_survived() -> anyhow::Result<()> {
     Ok(())
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_running_command_outlives_the_server_and_is_collected() -> anyhow::Result<()> {
-    let model = Model::start().await?;
-    let mut server = Server::new(EXE, &model.base)?;
+/// Starts the server, and a session in it that has called a command which takes a while.
+async fn with_a_call(server: &mut Server) -> anyhow::Result<String> {
     server.start().await?;
-    let session = server.client().tool_session().await?;
+    let client = server.client();
+    let session = client.tool_session().await?;
     let script = "!bash echo started >> /workspace/marks; sleep 2; wc -l < /workspace/marks\n!next\n!say last";
-    server.client().say(&session, script).await?;
-    let client = server.client().clone();
+    client.say(&session, script).await?;
     eventually("called", || async {
         let events = client.events(&session).await.ok()?;
         (!of_type(&events, "agent.tool_use").is_empty()).then_some(())
     })
     .await?;
+    Ok(session)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_running_command_outlives_the_server_and_is_collected() -> anyhow::Result<()> {
+    let model = Model::start().await?;
+    let mut server = Server::new(EXE, &model.base)?;
+    let session = with_a_call(&mut server).await?;
     let marks = server.data().join("data/workspaces").join(&session);
     eventually("started", || async { find(&marks, "marks") }).await?;
     server.kill().await?;
@@ -163,16 +169,7 @@ async fn a_parked_turn_survives_restarts_and_goes_on_with_its_answer() -> anyhow
 async fn a_terminated_server_hands_its_turns_over() -> anyhow::Result<()> {
     let model = Model::start().await?;
     let mut server = Server::new(EXE, &model.base)?;
-    server.start().await?;
-    let session = server.client().tool_session().await?;
-    let script = "!bash echo started >> /workspace/marks; sleep 1; wc -l < /workspace/marks\n!next\n!say last";
-    server.client().say(&session, script).await?;
-    let client = server.client().clone();
-    eventually("called", || async {
-        let events = client.events(&session).await.ok()?;
-        (!of_type(&events, "agent.tool_use").is_empty()).then_some(())
-    })
-    .await?;
+    let session = with_a_call(&mut server).await?;
     assert!(server.terminate().await?, "it ends well");
     server.start().await?;
     let events = server.client().idle(&session).await?;
