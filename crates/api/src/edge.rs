@@ -1,6 +1,6 @@
 //! The outermost layer: every response gets its request id, and every refusal its envelope, whatever refused it.
 
-use crate::{app::App, auth::CallerWorkspace, reject::Reject, routes::TABLE};
+use crate::{app::App, auth::CallerWorkspace, reject::Reject};
 use axum::{
     body::Body,
     extract::{MatchedPath, Request, State},
@@ -105,16 +105,6 @@ fn refuse(from: Response, error: &ApiError, id: &str) -> Response {
         parts.headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     Response::from_parts(parts, Body::from(body))
-}
-
-/// A method that its path does not take.
-pub(crate) async fn unknown_method(path: Option<MatchedPath>, request: Request) -> Reject {
-    let path = path.as_ref().map_or("", MatchedPath::as_str);
-    let taken = TABLE.iter().filter(|(_, known, _)| *known == path).map(|(method, ..)| *method);
-    let taken: Vec<&str> = taken.collect();
-    let taken = if taken.is_empty() { "GET".to_owned() } else { taken.join(", ") };
-    let message = format!("`{}` takes {taken}, not {}", request.uri().path(), request.method());
-    Reject(ApiError::new(ErrorCode::MethodNotAllowed, message))
 }
 
 pub(crate) async fn unknown_path(request: Request) -> Reject {

@@ -1,13 +1,16 @@
 //! The table of all routes.
 
 use crate::{
-    agents, app::App, auth, edge, environments, events, health, models, sessions, threads,
+    agents, app::App, auth, edge, environments, events, health, models, reject::Reject, sessions,
+    threads,
 };
 use axum::{
     Router,
+    extract::{MatchedPath, Request},
     middleware::from_fn_with_state,
     routing::{get, post},
 };
+use vaquero_types::{ApiError, ErrorCode};
 
 /// Every endpoint of the API: method, path, the SDK's name for it.
 pub const TABLE: &[(&str, &str, &str)] = &[
@@ -91,8 +94,18 @@ pub fn router(app: App) -> Router {
         .route("/health", get(health::health))
         .route("/metrics", get(health::metrics))
         .route("/openapi.json", get(health::document))
-        .method_not_allowed_fallback(edge::unknown_method)
+        .method_not_allowed_fallback(unknown_method)
         .fallback(edge::unknown_path)
         .layer(from_fn_with_state(app.clone(), edge::envelope))
         .with_state(app)
+}
+
+/// A method that its path does not take.
+async fn unknown_method(path: Option<MatchedPath>, request: Request) -> Reject {
+    let path = path.as_ref().map_or("", MatchedPath::as_str);
+    let taken = TABLE.iter().filter(|(_, known, _)| *known == path).map(|(method, ..)| *method);
+    let taken: Vec<&str> = taken.collect();
+    let taken = if taken.is_empty() { "GET".to_owned() } else { taken.join(", ") };
+    let message = format!("`{}` takes {taken}, not {}", request.uri().path(), request.method());
+    Reject(ApiError::new(ErrorCode::MethodNotAllowed, message))
 }

@@ -1,6 +1,8 @@
 //! The launcher's loop: connections of servers on one side, sandboxes on the other.
 //! Nothing in it blocks; what a request has to wait for is remembered and answered when it comes.
 
+mod verdict;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -9,13 +11,14 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{SocketFlags, accept_with};
 
-use super::members::{Dying, Member, Order, make_session_dirs};
-use super::spares::{self, Spares, is_spare};
+use super::members::{Dying, Member};
+use super::spares::{self, Kind, Spares, is_spare};
 use super::start::Ready;
-use super::uids::{IdMapping, Ranges, range_of};
-use super::wire::{self, Answer, Ask, Listed, PAGE, Question, Reply};
-use super::{Options, Trouble, limits_by, log, now, probe};
-use crate::seam::{SandboxKey, check_part};
+use super::uids::{IdMapping, Ranges};
+use super::wire::{self, Answer, Ask, Question, Reply};
+use super::{Options, Trouble, limits_by, log, now};
+use crate::seam::SandboxKey;
+use verdict::Verdict;
 
 /// How long a launcher that nobody ever spoke to waits for its server.
 const FIRST_HELLO: Duration = Duration::from_mins(1);
@@ -32,7 +35,7 @@ struct Connection {
 }
 
 /// A request that waits for a sandbox to start or to die.
-pub(super) struct Waiting {
+struct Waiting {
     connection: u64,
     question: Question,
     /// Its sandbox has been started once.
@@ -41,19 +44,19 @@ pub(super) struct Waiting {
 
 /// The loop's state.
 pub(crate) struct Office {
-    pub(super) options: Options,
+    options: Options,
     ready: Ready,
     mapping: IdMapping,
     ranges: Ranges,
     connections: Vec<Connection>,
     next_connection: u64,
-    pub(super) members: BTreeMap<SandboxKey, Member>,
+    members: BTreeMap<SandboxKey, Member>,
     dying: Vec<Dying>,
-    pub(super) waiting: Vec<Waiting>,
-    pub(super) spares: Spares,
+    waiting: Vec<Waiting>,
+    spares: Spares,
     /// When to end for want of a server.
     alone_until: Option<Duration>,
-    pub(super) quit_by: Option<Duration>,
+    quit_by: Option<Duration>,
     buffer: Vec<u8>,
 }
 
@@ -222,9 +225,23 @@ impl Office {
 
     fn answer(&mut self, index: usize, question: Question) {
         let number = self.connections[index].number;
-        if let Ask::Hello { linger_ms, .. } = question.ask {
-            self.connections[index].greeted = true;
-            self.options.linger = Duration::from_millis(linger_ms);
+        match &question.ask {
+            Ask::Hello { linger_ms, .. } => {
+                self.connections[index].greeted = true;
+                self.options.linger = Duration::from_millis(*linger_ms);
+            }
+            Ask::Create { limits, env, spares: Some(count), .. } if self.options.isolated => {
+                let kind = Kind { limits: *limits, env: env.clone() };
+                if !self.spares.want(*count, kind) {
+                    self.kill(is_spare);
+                }
+            }
+            Ask::Create { .. }
+            | Ask::Quit {}
+            | Ask::Attach { .. }
+            | Ask::Stop { .. }
+            | Ask::StopSession { .. }
+            | Ask::List { .. } => {}
         }
         self.consider(number, question, false);
     }
@@ -250,140 +267,16 @@ impl Office {
         }
     }
 
-    fn decide(&mut self, question: &Question, begun: bool) -> Verdict {
-        match &question.ask {
-            Ask::Hello { .. } => Verdict::now(Answer::Hello {
-                version: wire::VERSION,
-                pid: std::process::id(),
-                isolated: self.options.isolated,
-                limits: limits_by(self.ready.cgroups.as_ref()),
-            }),
-            Ask::Quit {} => {
-                self.end_all();
-                Verdict::Later
-            }
-            Ask::Create { key, .. } if self.is_dying(key) => Verdict::Later,
-            Ask::Create { .. } | Ask::Attach { .. } if self.quit_by.is_some() => {
-                Verdict::now(Answer::Absent { alive: None })
-            }
-            Ask::Create { key, generation, limits, env, spares } => {
-                if let Some(count) = spares {
-                    self.want_spares(*count, *limits, env);
-                }
-                if self.members.contains_key(key) || self.take_spare(key, *generation, *limits, env)
-                {
-                    return self.connect(key, *generation);
-                }
-                if begun {
-                    return Verdict::failed(Trouble::new(
-                        "the sandbox died while it started",
-                        "see the launcher's log; the memory limit may be too low to start anything",
-                    ));
-                }
-                match self.create(key, *generation, *limits, env) {
-                    Ok(()) => Verdict::Begun,
-                    Err(trouble) => Verdict::failed(trouble),
-                }
-            }
-            Ask::Attach { key, generation } => self.connect(key, *generation),
-            Ask::Stop { key } => {
-                self.kill(|k| k == key);
-                self.when_gone(|k| k == key)
-            }
-            Ask::StopSession { session } => {
-                self.kill(|k| k.session == *session);
-                self.when_gone(|k| k.session == *session)
-            }
-            Ask::List { after } => Verdict::now(self.list(after.as_ref())),
-        }
-    }
-
-    pub(super) fn create(
-        &mut self,
-        key: &SandboxKey,
-        generation: u64,
-        limits: crate::seam::Limits,
-        env: &BTreeMap<String, String>,
-    ) -> Result<(), Trouble> {
-        let bad = |e: crate::error::SandboxError| Trouble::new(e.to_string(), "use another id");
-        check_part("session", &key.session).map_err(bad)?;
-        check_part("name", &key.name).map_err(bad)?;
-        let session = self.options.workspaces.join(&key.session);
-        let prepare = |e: io::Error| probe::explain("make the session's directories", &e);
-        let base = self.base_for(&session).map_err(prepare)?;
-        make_session_dirs(&session, base).map_err(prepare)?;
-        let isolated = self.options.isolated;
-        let order = Order { key, generation, limits, env, session, base, isolated };
-        let member = Member::start(&order, &self.ready)?;
-        self.members.insert(key.clone(), member);
-        Ok(())
-    }
-
-    /// The ids of a session: the ones its files have, or new ones.
-    fn base_for(&mut self, session: &std::path::Path) -> io::Result<Option<u32>> {
-        if self.mapping == IdMapping::Single {
-            return Ok(None);
-        }
-        if let Some(base) = range_of(&session.join("workspace")) {
-            return Ok(Some(base));
-        }
-        let live: BTreeSet<u32> = self
-            .members
-            .values()
-            .filter_map(|m| m.base)
-            .chain(self.dying.iter().filter_map(|d| d.base))
-            .collect();
-        self.ranges.take(&self.options.workspaces, &live).map(Some)
-    }
-
-    fn connect(&mut self, key: &SandboxKey, generation: u64) -> Verdict {
-        let Some(member) = self.members.get(key) else {
-            return Verdict::now(Answer::Absent { alive: None });
-        };
-        if member.generation != generation {
-            return Verdict::now(Answer::Absent { alive: Some(member.generation) });
-        }
-        if member.starting.is_some() {
-            return Verdict::Later;
-        }
-        match member.connect() {
-            Ok(stream) => Verdict::Now(Answer::Stream { generation }, Some(stream)),
-            Err(error) => {
-                log(&format!("{key} does not take connections ({error}): ending it"));
-                self.kill(|k| k == key);
-                Verdict::now(Answer::Absent { alive: None })
-            }
-        }
-    }
-
-    fn list(&self, after: Option<&SandboxKey>) -> Answer {
-        let mut rest = self
-            .members
-            .iter()
-            .filter(|(key, _)| !is_spare(key) && after.is_none_or(|after| *key > after))
-            .map(|(key, m)| Listed { key: key.clone(), generation: m.generation });
-        let sandboxes = rest.by_ref().take(PAGE).collect();
-        Answer::Listing { sandboxes, more: rest.next().is_some() }
-    }
-
     fn is_dying(&self, key: &SandboxKey) -> bool {
         self.dying.iter().any(|d| d.key == *key)
     }
 
-    pub(super) fn kill(&mut self, which: impl Fn(&SandboxKey) -> bool) {
+    fn kill(&mut self, which: impl Fn(&SandboxKey) -> bool) {
         let keys: Vec<SandboxKey> = self.members.keys().filter(|k| which(k)).cloned().collect();
         for key in keys {
             if let Some(member) = self.members.remove(&key) {
                 self.dying.push(member.die(key));
             }
-        }
-    }
-
-    fn when_gone(&self, which: impl Fn(&SandboxKey) -> bool) -> Verdict {
-        if self.members.keys().any(&which) || self.dying.iter().any(|d| which(&d.key)) {
-            Verdict::Later
-        } else {
-            Verdict::now(Answer::Done {})
         }
     }
 
@@ -429,7 +322,7 @@ impl Office {
         log(&format!("{key}: {}", trouble.what));
         self.kill(|k| k == key);
         if is_spare(key) {
-            self.forgo_spares();
+            self.spares.forgo();
         }
         let mut told = Vec::new();
         for (at, waiting) in self.waiting.iter().enumerate() {
@@ -484,22 +377,4 @@ struct Happened {
     listener: bool,
     connections: Vec<usize>,
     members: BTreeSet<SandboxKey>,
-}
-
-/// What becomes of a question.
-enum Verdict {
-    Now(Answer, Option<OwnedFd>),
-    Later,
-    /// Later, and its sandbox has been started.
-    Begun,
-}
-
-impl Verdict {
-    fn now(answer: Answer) -> Self {
-        Self::Now(answer, None)
-    }
-
-    fn failed(trouble: Trouble) -> Self {
-        Self::now(Answer::Failed { what: trouble.what, fix: trouble.fix })
-    }
 }

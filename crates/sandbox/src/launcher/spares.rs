@@ -3,35 +3,35 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io;
 use std::path::Path;
 use std::time::Duration;
 
 use super::members::Member;
-use super::office::Office;
 use super::{SPARE, log, now};
 use crate::remove::remove_tree;
 use crate::seam::{Limits, SandboxKey};
 
 /// The only generation a spare can be: the first of a session.
-const GENERATION: u64 = 1;
+pub(super) const GENERATION: u64 = 1;
 /// How long nobody must have asked for a sandbox before a spare is made.
 const QUIET: Duration = Duration::from_millis(10);
 
 /// Which spares there should be.
 #[derive(Debug, Default)]
 pub(super) struct Spares {
-    pattern: Option<Pattern>,
+    kind: Option<Kind>,
+    count: u32,
     made: u64,
-    /// When the next one may be made, if one is missing.
+    /// When the next one may be made, if one may be missing.
     pub(super) due: Option<Duration>,
 }
 
-/// What every spare is like, and how many there should be.
-#[derive(Debug, PartialEq)]
-struct Pattern {
-    count: u32,
-    limits: Limits,
-    env: BTreeMap<String, String>,
+/// What a sandbox is like.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Kind {
+    pub(super) limits: Limits,
+    pub(super) env: BTreeMap<String, String>,
 }
 
 pub(super) fn is_spare(key: &SandboxKey) -> bool {
@@ -48,90 +48,63 @@ pub(super) fn clear(workspaces: &Path) {
     }
 }
 
+/// Removes the workspace of a spare.
 pub(super) fn remove(workspace: &Path) {
     if let Err(error) = remove_tree(workspace) {
         log(&format!("cannot remove {}: {error}", workspace.display()));
     }
 }
 
-impl Office {
-    /// Gives a new session a spare that is like what it asks for, if one is ready.
-    pub(super) fn take_spare(
+impl Spares {
+    /// Notes what spares should be like from now on; false if those there are like something else.
+    pub(super) fn want(&mut self, count: u32, kind: Kind) -> bool {
+        let alike = self.kind.as_ref().is_none_or(|known| *known == kind) && count >= self.count;
+        (self.count, self.kind) = (count, Some(kind));
+        self.due = (count > 0).then(|| now() + QUIET);
+        alike
+    }
+
+    /// Gives spares up until somebody wants them again: one could not be made.
+    pub(super) fn forgo(&mut self) {
+        (self.kind, self.due) = (None, None);
+    }
+
+    /// A spare of this kind that is ready.
+    pub(super) fn find(
+        &self,
+        kind: &Kind,
+        members: &BTreeMap<SandboxKey, Member>,
+    ) -> Option<SandboxKey> {
+        if self.kind.as_ref() != Some(kind) {
+            return None;
+        }
+        let ready = |member: &Member| member.starting.is_none() && !member.has_ended();
+        let mut spares = members.iter().filter(|(key, _)| is_spare(key));
+        spares.find(|(_, member)| ready(member)).map(|(key, _)| key.clone())
+    }
+
+    /// The spare to make now, if it is time for one.
+    pub(super) fn next(
         &mut self,
-        key: &SandboxKey,
-        generation: u64,
-        limits: Limits,
-        env: &BTreeMap<String, String>,
-    ) -> bool {
-        let alike = self
-            .spares
-            .pattern
-            .as_ref()
-            .is_some_and(|pattern| pattern.limits == limits && pattern.env == *env);
-        let session = self.options.workspaces.join(&key.session);
-        if !alike || generation != GENERATION || session.exists() {
-            return false;
+        busy: bool,
+        members: &BTreeMap<SandboxKey, Member>,
+    ) -> Option<(SandboxKey, Kind)> {
+        self.due.take_if(|due| now() >= *due)?;
+        let kind = self.kind.clone()?;
+        let there = members.keys().filter(|key| is_spare(key)).count();
+        if u32::try_from(there).is_ok_and(|there| there >= self.count) {
+            return None;
         }
-        let ready = |(key, member): &(&SandboxKey, &Member)| {
-            is_spare(key) && member.starting.is_none() && !member.has_ended()
-        };
-        let Some(spare) = self.members.iter().find(ready).map(|(key, _)| key.clone()) else {
-            return false;
-        };
-        let workspace = self.options.workspaces.join(&spare.session);
-        // What is mounted in the sandbox stays mounted, whatever its directory is called.
-        if let Err(error) = fs::rename(workspace, session) {
-            log(&format!("{spare} cannot be given to {key}: {error}"));
-            return false;
+        self.due = Some(now() + QUIET);
+        if busy || members.values().any(|member| member.starting.is_some()) {
+            return None;
         }
-        if let Some(member) = self.members.remove(&spare) {
-            self.members.insert(key.clone(), member);
-        }
-        true
+        self.made += 1;
+        Some((SandboxKey::default_of(format!("{SPARE}{}", self.made)), kind))
     }
+}
 
-    /// Notes what spares should be like from now on.
-    pub(super) fn want_spares(
-        &mut self,
-        count: u32,
-        limits: Limits,
-        env: &BTreeMap<String, String>,
-    ) {
-        let pattern = Pattern { count, limits, env: env.clone() };
-        if self.spares.pattern.as_ref() != Some(&pattern) {
-            self.kill(is_spare);
-            self.spares.pattern = Some(pattern);
-        }
-        self.spares.due = (count > 0 && self.options.isolated).then(|| now() + QUIET);
-    }
-
-    /// Gives spares up: one could not be made.
-    pub(super) fn forgo_spares(&mut self) {
-        self.spares.pattern = None;
-        self.spares.due = None;
-    }
-
-    /// Makes a spare if one is missing and nothing else is to be done.
-    pub(super) fn make_spare(&mut self) {
-        if self.spares.due.is_none_or(|due| now() < due) {
-            return;
-        }
-        self.spares.due = None;
-        let Some(pattern) = self.spares.pattern.take_if(|_| self.quit_by.is_none()) else { return };
-        let busy = !self.waiting.is_empty() || self.members.values().any(|m| m.starting.is_some());
-        let spares = self.members.keys().filter(|key| is_spare(key)).count();
-        if busy {
-            self.spares.due = Some(now() + QUIET);
-        } else if u32::try_from(spares).is_ok_and(|spares| spares < pattern.count) {
-            self.spares.made += 1;
-            let key = SandboxKey::default_of(format!("{SPARE}{}", self.spares.made));
-            if let Err(trouble) = self.create(&key, GENERATION, pattern.limits, &pattern.env) {
-                log(&format!("{key}: {}", trouble.what));
-                remove(&self.options.workspaces.join(&key.session));
-                return;
-            }
-            self.spares.due = Some(now() + QUIET);
-        }
-        self.spares.pattern = Some(pattern);
-    }
+/// Moves a spare's workspace to its new session. What is mounted in the sandbox stays mounted, whatever its directory is called.
+pub(super) fn give(workspaces: &Path, spare: &SandboxKey, session: &str) -> io::Result<()> {
+    fs::rename(workspaces.join(&spare.session), workspaces.join(session))
 }

@@ -1,0 +1,184 @@
+//! What becomes of a question: an answer now, or later when a sandbox has started or died.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::os::fd::OwnedFd;
+
+use super::Office;
+use crate::launcher::members::{Member, Order, make_session_dirs};
+use crate::launcher::spares::{self, Kind, is_spare};
+use crate::launcher::uids::{IdMapping, range_of};
+use crate::launcher::wire::{self, Answer, Ask, Listed, PAGE, Question};
+use crate::launcher::{Trouble, limits_by, log, probe};
+use crate::seam::{SandboxKey, check_part};
+
+impl Office {
+    pub(super) fn decide(&mut self, question: &Question, begun: bool) -> Verdict {
+        match &question.ask {
+            Ask::Hello { .. } => Verdict::now(Answer::Hello {
+                version: wire::VERSION,
+                pid: std::process::id(),
+                isolated: self.options.isolated,
+                limits: limits_by(self.ready.cgroups.as_ref()),
+            }),
+            Ask::Quit {} => {
+                self.end_all();
+                Verdict::Later
+            }
+            Ask::Create { key, .. } if self.is_dying(key) => Verdict::Later,
+            Ask::Create { .. } | Ask::Attach { .. } if self.quit_by.is_some() => {
+                Verdict::now(Answer::Absent { alive: None })
+            }
+            Ask::Create { key, generation, limits, env, .. } => {
+                let kind = Kind { limits: *limits, env: env.clone() };
+                if self.members.contains_key(key) || self.take_spare(key, *generation, &kind) {
+                    return self.connect(key, *generation);
+                }
+                if begun {
+                    return Verdict::failed(Trouble::new(
+                        "the sandbox died while it started",
+                        "see the launcher's log; the memory limit may be too low to start anything",
+                    ));
+                }
+                match self.create(key, *generation, *limits, env) {
+                    Ok(()) => Verdict::Begun,
+                    Err(trouble) => Verdict::failed(trouble),
+                }
+            }
+            Ask::Attach { key, generation } => self.connect(key, *generation),
+            Ask::Stop { key } => {
+                self.kill(|k| k == key);
+                self.when_gone(|k| k == key)
+            }
+            Ask::StopSession { session } => {
+                self.kill(|k| k.session == *session);
+                self.when_gone(|k| k.session == *session)
+            }
+            Ask::List { after } => Verdict::now(self.list(after.as_ref())),
+        }
+    }
+
+    fn create(
+        &mut self,
+        key: &SandboxKey,
+        generation: u64,
+        limits: crate::seam::Limits,
+        env: &BTreeMap<String, String>,
+    ) -> Result<(), Trouble> {
+        let bad = |e: crate::error::SandboxError| Trouble::new(e.to_string(), "use another id");
+        check_part("session", &key.session).map_err(bad)?;
+        check_part("name", &key.name).map_err(bad)?;
+        let session = self.options.workspaces.join(&key.session);
+        let prepare = |e: io::Error| probe::explain("make the session's directories", &e);
+        let base = self.base_for(&session).map_err(prepare)?;
+        make_session_dirs(&session, base).map_err(prepare)?;
+        let isolated = self.options.isolated;
+        let order = Order { key, generation, limits, env, session, base, isolated };
+        let member = Member::start(&order, &self.ready)?;
+        self.members.insert(key.clone(), member);
+        Ok(())
+    }
+
+    /// Gives a new session a spare of the kind it asks for, if one is ready.
+    fn take_spare(&mut self, key: &SandboxKey, generation: u64, kind: &Kind) -> bool {
+        let workspaces = &self.options.workspaces;
+        if generation != spares::GENERATION || workspaces.join(&key.session).exists() {
+            return false;
+        }
+        let Some(spare) = self.spares.find(kind, &self.members) else { return false };
+        if let Err(error) = spares::give(workspaces, &spare, &key.session) {
+            log(&format!("{spare} cannot be given to {key}: {error}"));
+            return false;
+        }
+        if let Some(member) = self.members.remove(&spare) {
+            self.members.insert(key.clone(), member);
+        }
+        true
+    }
+
+    pub(super) fn make_spare(&mut self) {
+        if self.quit_by.is_some() {
+            return;
+        }
+        let busy = !self.waiting.is_empty();
+        let Some((key, kind)) = self.spares.next(busy, &self.members) else { return };
+        if let Err(trouble) = self.create(&key, spares::GENERATION, kind.limits, &kind.env) {
+            log(&format!("{key}: {}", trouble.what));
+            self.spares.forgo();
+            spares::remove(&self.options.workspaces.join(&key.session));
+        }
+    }
+
+    /// The ids of a session: the ones its files have, or new ones.
+    fn base_for(&mut self, session: &std::path::Path) -> io::Result<Option<u32>> {
+        if self.mapping == IdMapping::Single {
+            return Ok(None);
+        }
+        if let Some(base) = range_of(&session.join("workspace")) {
+            return Ok(Some(base));
+        }
+        let live: BTreeSet<u32> = self
+            .members
+            .values()
+            .filter_map(|m| m.base)
+            .chain(self.dying.iter().filter_map(|d| d.base))
+            .collect();
+        self.ranges.take(&self.options.workspaces, &live).map(Some)
+    }
+
+    fn connect(&mut self, key: &SandboxKey, generation: u64) -> Verdict {
+        let Some(member) = self.members.get(key) else {
+            return Verdict::now(Answer::Absent { alive: None });
+        };
+        if member.generation != generation {
+            return Verdict::now(Answer::Absent { alive: Some(member.generation) });
+        }
+        if member.starting.is_some() {
+            return Verdict::Later;
+        }
+        match member.connect() {
+            Ok(stream) => Verdict::Now(Answer::Stream { generation }, Some(stream)),
+            Err(error) => {
+                log(&format!("{key} does not take connections ({error}): ending it"));
+                self.kill(|k| k == key);
+                Verdict::now(Answer::Absent { alive: None })
+            }
+        }
+    }
+
+    fn list(&self, after: Option<&SandboxKey>) -> Answer {
+        let mut rest = self
+            .members
+            .iter()
+            .filter(|(key, _)| !is_spare(key) && after.is_none_or(|after| *key > after))
+            .map(|(key, m)| Listed { key: key.clone(), generation: m.generation });
+        let sandboxes = rest.by_ref().take(PAGE).collect();
+        Answer::Listing { sandboxes, more: rest.next().is_some() }
+    }
+
+    fn when_gone(&self, which: impl Fn(&SandboxKey) -> bool) -> Verdict {
+        if self.members.keys().any(&which) || self.dying.iter().any(|d| which(&d.key)) {
+            Verdict::Later
+        } else {
+            Verdict::now(Answer::Done {})
+        }
+    }
+}
+
+/// What becomes of a question.
+pub(super) enum Verdict {
+    Now(Answer, Option<OwnedFd>),
+    Later,
+    /// Later, and its sandbox has been started.
+    Begun,
+}
+
+impl Verdict {
+    fn now(answer: Answer) -> Self {
+        Self::Now(answer, None)
+    }
+
+    fn failed(trouble: Trouble) -> Self {
+        Self::now(Answer::Failed { what: trouble.what, fix: trouble.fix })
+    }
+}
