@@ -12,6 +12,7 @@ use crate::{
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     pipe::{PipeFlags, pipe_with},
+    process::{Pid, PidfdFlags, pidfd_open},
 };
 use serde_json::Value;
 use std::{
@@ -150,11 +151,20 @@ enum State {
 
 struct Bash {
     pid: i32,
+    /// Readable once the shell has exited: what it left behind may hold its pipes open.
+    exit: OwnedFd,
     commands: File,
     status: OwnedFd,
     output: OwnedFd,
     /// What background jobs wrote between calls.
     between: Vec<u8>,
+}
+
+impl Bash {
+    fn has_exited(&self) -> bool {
+        let mut fds = [PollFd::new(&self.exit, PollFlags::IN)];
+        poll(&mut fds, Some(&Timespec::default())).is_ok_and(|count| count > 0)
+    }
 }
 
 struct Owner {
@@ -199,14 +209,15 @@ impl Owner {
         let mut fds = vec![PollFd::new(&self.woken, PollFlags::IN)];
         if let State::Alive(bash) = &self.state {
             fds.push(PollFd::new(&bash.output, PollFlags::IN));
+            fds.push(PollFd::new(&bash.exit, PollFlags::IN));
         }
         if poll(&mut fds, None).is_err() {
             return;
         }
-        let output_ready = fds.get(1).is_some_and(|fd| !fd.revents().is_empty());
+        let ready = |index: usize| fds.get(index).is_some_and(|fd| !fd.revents().is_empty());
+        let (output_ready, mut gone) = (ready(1), ready(2));
         drop(fds);
         drain_wake(&self.woken);
-        let mut gone = false;
         if let (State::Alive(bash), true) = (&mut self.state, output_ready) {
             let mut chunk = [0; 16 << 10];
             match rustix::io::read(&bash.output, &mut chunk) {
@@ -246,6 +257,9 @@ impl Owner {
         }
         if matches!(self.state, State::Killed) {
             return ToolResult::error("bash: bash session terminated; restart required");
+        }
+        if matches!(&self.state, State::Alive(bash) if bash.has_exited()) {
+            self.state = State::NotStarted;
         }
         if let State::NotStarted = self.state {
             match self.start() {
@@ -350,7 +364,9 @@ impl Owner {
         let child = bash.spawn()?;
         self.processes.started();
         let pid = i32::try_from(child.id()).map_err(io::Error::other)?;
-        Ok(Bash { pid, commands: File::from(commands), status, output, between: Vec::new() })
+        let exit = Pid::from_raw(pid).ok_or_else(|| io::Error::other("no process id"))?;
+        let exit = pidfd_open(exit, PidfdFlags::empty())?;
+        Ok(Bash { pid, exit, commands: File::from(commands), status, output, between: Vec::new() })
     }
 
     fn command(&mut self, command: &str, job: &Job, output: &mut Output) -> End {
@@ -389,6 +405,7 @@ impl Owner {
             let mut fds = vec![
                 PollFd::new(&self.woken, PollFlags::IN),
                 PollFd::new(&bash.status, PollFlags::IN),
+                PollFd::new(&bash.exit, PollFlags::IN),
             ];
             if output_open {
                 fds.push(PollFd::new(&bash.output, PollFlags::IN));
@@ -401,7 +418,7 @@ impl Owner {
                 continue;
             }
             let ready = |index: usize| fds.get(index).is_some_and(|fd| !fd.revents().is_empty());
-            let (woken, reported, wrote) = (ready(0), ready(1), ready(2));
+            let (woken, reported, exited, wrote) = (ready(0), ready(1), ready(2), ready(3));
             drop(fds);
             if wrote {
                 output_open = drain(&bash.output, output);
@@ -431,6 +448,9 @@ impl Owner {
                 if report.len() > 64 << 10 {
                     report.clear();
                 }
+            } else if exited {
+                drain(&bash.output, output);
+                return End::ShellGone;
             }
         }
     }

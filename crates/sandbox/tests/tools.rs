@@ -161,6 +161,12 @@ async fn a_background_process_does_not_hold_the_call() {
             .contains("started")
     );
     assert_eq!(bench.sh("jobs | wc -l").await.trim(), "1", "and lives on");
+    // A subshell without an exec keeps even the shell's own descriptors.
+    bench.sh("(sleep 1000; echo late) & disown").await;
+    let gone = bench.call("bash", json!({ "command": "echo bye; exit 4", "timeout_ms": 20000 }));
+    let (said, failed) = gone.await;
+    assert!(failed && said.starts_with("bye\n[the shell exited with status 4"), "{said}");
+    assert_eq!(bench.sh("echo a fresh one").await, "a fresh one\n");
     bench.end().await;
 }
 
