@@ -98,8 +98,8 @@ async fn five_kills_in_one_turn_are_survived() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Starts the server, and a session in it that has called a command which takes a while.
-async fn with_a_call(server: &mut Server) -> anyhow::Result<String> {
+/// Starts the server, and a session in it that runs a command which takes a while.
+async fn with_a_command(server: &mut Server) -> anyhow::Result<String> {
     server.start().await?;
     let client = server.client();
     let session = client.tool_session().await?;
@@ -110,6 +110,8 @@ async fn with_a_call(server: &mut Server) -> anyhow::Result<String> {
         (!of_type(&events, "agent.tool_use").is_empty()).then_some(())
     })
     .await?;
+    let marks = server.data().join("data/workspaces").join(&session);
+    eventually("started", || async { find(&marks, "marks") }).await?;
     Ok(session)
 }
 
@@ -117,9 +119,7 @@ async fn with_a_call(server: &mut Server) -> anyhow::Result<String> {
 async fn a_running_command_outlives_the_server_and_is_collected() -> anyhow::Result<()> {
     let model = Model::start().await?;
     let mut server = Server::new(EXE, &model.base)?;
-    let session = with_a_call(&mut server).await?;
-    let marks = server.data().join("data/workspaces").join(&session);
-    eventually("started", || async { find(&marks, "marks") }).await?;
+    let session = with_a_command(&mut server).await?;
     server.kill().await?;
     server.start().await?;
     let events = server.client().idle(&session).await?;
@@ -169,7 +169,7 @@ async fn a_parked_turn_survives_restarts_and_goes_on_with_its_answer() -> anyhow
 async fn a_terminated_server_hands_its_turns_over() -> anyhow::Result<()> {
     let model = Model::start().await?;
     let mut server = Server::new(EXE, &model.base)?;
-    let session = with_a_call(&mut server).await?;
+    let session = with_a_command(&mut server).await?;
     assert!(server.terminate().await?, "it ends well");
     server.start().await?;
     let events = server.client().idle(&session).await?;

@@ -133,7 +133,11 @@ impl Member {
         let into = group.descriptor().map_err(failed("enter the cgroup"))?;
         let cloned = sys::clone_process(flags, into.as_ref().map(AsFd::as_fd));
         let (pid, pidfd) = match cloned.map_err(failed("create namespaces"))? {
-            Cloned::Child => child::run(plan),
+            Cloned::Child => {
+                // Or it would wait for itself if the launcher died now, with copies of all the launcher holds.
+                drop(go_write);
+                child::run(plan)
+            }
             Cloned::Parent { pid, pidfd } => (pid, pidfd),
         };
         drop(plan);
