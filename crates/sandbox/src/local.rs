@@ -31,7 +31,7 @@ use self::found::Found;
 use self::sandbox::LocalSandbox;
 use crate::connection::{Connection, LARGE_KIB, Shared};
 use crate::error::SandboxError;
-use crate::launcher::wire::{Answer, Ask, Listed};
+use crate::launcher::wire::{Answer, Ask, Listed, SparesWanted};
 use crate::launcher::{Options, SPARE};
 use crate::remove::remove_tree;
 use crate::seam::{
@@ -262,6 +262,8 @@ impl Inner {
             return Ok(sandbox);
         }
         let mut last = SandboxError::gone("the launcher does not keep it");
+        let idle_ms = u64::try_from(self.config.idle_stop.as_millis()).unwrap_or(u64::MAX);
+        let wanted = SparesWanted { count: self.config.spares, idle_ms };
         for _ in 0..4 {
             let launcher = self.launcher().await?;
             let ask = Ask::Create {
@@ -269,7 +271,7 @@ impl Inner {
                 generation: spec.generation,
                 limits: spec.limits,
                 env: spec.env.clone(),
-                spares: (!key.session.starts_with(CANARY)).then_some(self.config.spares),
+                spares: (!key.session.starts_with(CANARY)).then_some(wanted),
             };
             match launcher.post.ask(ask, ENSURE_TIMEOUT).await {
                 Ok((Answer::Stream { .. }, Some(stream))) => {

@@ -406,6 +406,20 @@ async fn a_new_session_gets_a_spare_of_the_same_kind_and_its_empty_workspace() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_spare_that_nobody_wants_is_ended() {
+    let dir = tempfile::tempdir().unwrap();
+    let idle_stop = Duration::from_secs(2);
+    let provider =
+        LocalProvider::start(LocalConfig { idle_stop, ..config(dir.path()) }).await.unwrap();
+    provider.ensure(&key("sesn_one"), &spec(1)).await.unwrap();
+    until("a spare", async || spares(dir.path()).len() == 1).await;
+    until("no spare", async || spares(dir.path()).is_empty()).await;
+    provider.ensure(&key("sesn_two"), &spec(1)).await.unwrap();
+    until("a spare again", async || spares(dir.path()).len() == 1).await;
+    provider.shutdown(false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn spares_of_a_launcher_that_was_killed_are_removed_by_the_next() {
     let dir = tempfile::tempdir().unwrap();
     let provider = start(dir.path()).await;

@@ -134,7 +134,7 @@ impl Office {
         self.connections.retain(|c| !c.gone);
         self.note_company();
         self.settle_waiting();
-        self.make_spare();
+        self.tend_spares();
         Ok(())
     }
 
@@ -142,7 +142,7 @@ impl Office {
         let mut deadlines: Vec<Duration> = Vec::new();
         deadlines.extend(self.alone_until);
         deadlines.extend(self.quit_by);
-        deadlines.extend(self.spares.due);
+        deadlines.extend(self.spares.deadline());
         deadlines.extend(self.members.values().filter_map(|m| Some(m.starting.as_ref()?.1)));
         if self.dying.iter().any(|d| d.pidfd.is_none()) {
             deadlines.push(now() + SWEEP);
@@ -230,9 +230,9 @@ impl Office {
                 self.connections[index].greeted = true;
                 self.options.linger = Duration::from_millis(*linger_ms);
             }
-            Ask::Create { limits, env, spares: Some(count), .. } if self.options.isolated => {
+            Ask::Create { limits, env, spares: Some(wanted), .. } if self.options.isolated => {
                 let kind = Kind { limits: *limits, env: env.clone() };
-                if !self.spares.want(*count, kind) {
+                if !self.spares.want(*wanted, kind) {
                     self.kill(is_spare);
                 }
             }

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::members::Member;
+use super::wire::SparesWanted;
 use super::{SPARE, log, now};
 use crate::remove::remove_tree;
 use crate::seam::{Limits, SandboxKey};
@@ -24,7 +25,9 @@ pub(super) struct Spares {
     count: u32,
     made: u64,
     /// When the next one may be made, if one may be missing.
-    pub(super) due: Option<Duration>,
+    due: Option<Duration>,
+    /// When to end those that nobody wanted.
+    until: Option<Duration>,
 }
 
 /// What a sandbox is like.
@@ -57,16 +60,32 @@ pub(super) fn remove(workspace: &Path) {
 
 impl Spares {
     /// Notes what spares should be like from now on; false if those there are like something else.
-    pub(super) fn want(&mut self, count: u32, kind: Kind) -> bool {
+    pub(super) fn want(&mut self, wanted: SparesWanted, kind: Kind) -> bool {
+        let SparesWanted { count, idle_ms } = wanted;
         let alike = self.kind.as_ref().is_none_or(|known| *known == kind) && count >= self.count;
         (self.count, self.kind) = (count, Some(kind));
         self.due = (count > 0).then(|| now() + QUIET);
+        self.until = Some(now() + Duration::from_millis(idle_ms));
         alike
+    }
+
+    /// When something is to be done next.
+    pub(super) fn deadline(&self) -> Option<Duration> {
+        [self.due, self.until].into_iter().flatten().min()
+    }
+
+    /// Whether nobody has wanted a sandbox for so long that none is kept any more.
+    pub(super) fn idle(&mut self) -> bool {
+        let idle = self.until.take_if(|until| now() >= *until).is_some();
+        if idle {
+            self.forgo();
+        }
+        idle
     }
 
     /// Gives spares up until somebody wants them again: one could not be made.
     pub(super) fn forgo(&mut self) {
-        (self.kind, self.due) = (None, None);
+        (self.kind, self.due, self.until) = (None, None, None);
     }
 
     /// A spare of this kind that is ready.

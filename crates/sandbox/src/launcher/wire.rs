@@ -40,14 +40,14 @@ pub(crate) enum Ask {
     Hello { version: u32, linger_ms: u64 },
     /// End every sandbox, then yourself.
     Quit {},
-    /// Make this sandbox, or connect to it if this generation already lives. Keep so many like it
+    /// Make this sandbox, or connect to it if this generation already lives. Keep some like it
     /// ready for new sessions.
     Create {
         key: SandboxKey,
         generation: u64,
         limits: Limits,
         env: BTreeMap<String, String>,
-        spares: Option<u32>,
+        spares: Option<SparesWanted>,
     },
     /// Connect to it if this generation lives.
     Attach { key: SandboxKey, generation: u64 },
@@ -57,6 +57,13 @@ pub(crate) enum Ask {
     StopSession { session: String },
     /// The sandboxes after that key, in order.
     List { after: Option<SandboxKey> },
+}
+
+/// How many spares to keep, and how long without a new sandbox.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct SparesWanted {
+    pub(crate) count: u32,
+    pub(crate) idle_ms: u64,
 }
 
 /// One answer.

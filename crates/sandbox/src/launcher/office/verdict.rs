@@ -96,7 +96,10 @@ impl Office {
         true
     }
 
-    pub(super) fn make_spare(&mut self) {
+    pub(super) fn tend_spares(&mut self) {
+        if self.spares.idle() {
+            self.kill(is_spare);
+        }
         if self.quit_by.is_some() {
             return;
         }
