@@ -49,7 +49,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => Just(Op::AnswerAll),
         3 => any::<bool>().prop_map(Op::ModelSays),
         5 => prop::collection::vec(0..5u8, 1..5).prop_map(Op::ModelCalls),
-        2 => (0..5u8).prop_map(Op::ModelStops),
+        2 => (0..6u8).prop_map(Op::ModelStops),
         2 => (0..7u8).prop_map(Op::ModelFails),
         5 => any::<u8>().prop_map(Op::Finish),
         2 => Just(Op::Tick),
@@ -146,6 +146,11 @@ fn perform(world: &mut World, op: &Op, names: &mut Names) {
                 3 if matches!(world.asked, Some((Purpose::Answer, _))) => {
                     let call = tool_use(&names.fresh("toolu"), "bash");
                     world.answer(vec![words, call], Ending::MaxTokens);
+                }
+                4 if matches!(world.asked, Some((Purpose::Answer, _))) => {
+                    let tools = ["bash", "write", "ask", "fly"];
+                    let calls = tools.map(|tool| tool_use(&names.fresh("toolu"), tool));
+                    world.answer(calls.to_vec(), refusal);
                 }
                 _ => world.answer(vec![words], Ending::Pause),
             }

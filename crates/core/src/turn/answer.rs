@@ -57,6 +57,10 @@ pub struct Answer {
     pub speed: Option<String>,
 }
 
+const CUT_OFF: &str =
+    "This call was cut off by the limit on output and did not run. Make it smaller, or split it.";
+const REFUSED: &str = "This call did not run: the model refused to go on.";
+
 impl Machine {
     pub(super) fn answered(
         &mut self,
@@ -113,7 +117,11 @@ impl Machine {
             }
         }
         self.end_span(batch, false, answer, desk);
-        let cut_off = if answer.ending == Ending::MaxTokens { calls.last().cloned() } else { None };
+        let not_to_run = match &answer.ending {
+            Ending::MaxTokens => calls.last().map(|call| (vec![call.clone()], CUT_OFF)),
+            Ending::Refusal { .. } => Some((calls.clone(), REFUSED)),
+            _ => None,
+        };
         let window_tokens = window(&answer.usage);
         let goes_on = answer.ending == Ending::Pause && !content.is_empty();
         let assistant = Transcript::Assistant { content, calls, window_tokens, goes_on };
@@ -123,9 +131,9 @@ impl Machine {
                 format!("There is no tool `{}`, or it is not enabled for this agent.", call.name);
             self.settle(batch, &call, &[server::text_block(&reason)], true, desk);
         }
-        if let Some(call) = cut_off.filter(|call| call.evaluation != Evaluation::Refused) {
-            let reason = "This call was cut off by the limit on output and did not run. Make it smaller, or split it.";
-            self.settle(batch, &call, &[server::text_block(reason)], true, desk);
+        let (not_to_run, reason) = not_to_run.unwrap_or_default();
+        for call in not_to_run.iter().filter(|call| call.evaluation != Evaluation::Refused) {
+            self.settle(batch, call, &[server::text_block(reason)], true, desk);
         }
         if let Ending::Refusal { category, explanation } = &answer.ending
             && !self.interrupted()
