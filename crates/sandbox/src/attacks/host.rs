@@ -205,8 +205,8 @@ async fn neighbours(arena: &Arena<'_>) -> Result<(), String> {
     let leave = r#"echo left > /tmp/left; echo left > /dev/shm/left; echo left > /workspace/left
         perl -e 'use IPC::SysV; print shmget(0x5151, 4096, 01666) ? "" : "no shm\n"' 2>/dev/null
         perl -MSocket -e 'socket(my $u, AF_UNIX, SOCK_STREAM, 0); bind($u, pack("Sa*", AF_UNIX, "\0vq")); listen($u, 1);
-          socket(my $t, AF_INET, SOCK_STREAM, 0); bind($t, sockaddr_in(4545, INADDR_LOOPBACK)) or die; listen($t, 1); print "up\n"; close STDOUT; close STDERR; sleep 600' &
-        for i in $(seq 100); do (exec 3<>/dev/tcp/127.0.0.1/4545) 2>/dev/null && break; done; head -1 /proc/self/uid_map"#;
+          socket(my $t, AF_INET, SOCK_STREAM, 0); bind($t, sockaddr_in(4545, INADDR_LOOPBACK)) or die; listen($t, 1); sleep 600' >/dev/null 2>&1 &
+        for i in $(seq 400); do (exec 3<>/dev/tcp/127.0.0.1/4545) 2>/dev/null && break; sleep 0.05; done; head -1 /proc/self/uid_map"#;
     let look = r#"cat /tmp/left /dev/shm/left /workspace/left 2>/dev/null
         grep -q 20817 /proc/sysvipc/shm && echo shm
         perl -MSocket -e 'socket(my $u, AF_UNIX, SOCK_STREAM, 0); print "unix\n" if connect($u, pack("Sa*", AF_UNIX, "\0vq"));
