@@ -207,7 +207,8 @@ pub struct Client {
 }
 
 impl Client {
-    fn new(base: String) -> anyhow::Result<Self> {
+    /// A client of what listens at `base`.
+    pub fn new(base: String) -> anyhow::Result<Self> {
         vaquero_model::choose_crypto();
         let http = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build()?;
         Ok(Self { http, base })
