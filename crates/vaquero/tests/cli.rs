@@ -192,3 +192,23 @@ async fn without_an_upstream_a_turn_says_what_to_set() -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn the_help_of_the_stand_in_names_every_word_of_its_scripts() -> anyhow::Result<()> {
+    let output = Command::new(EXE).args(["scripted-model", "--help"]).output()?;
+    let help = String::from_utf8(output.stdout)?;
+    let source = std::fs::read_to_string(
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/src/scripted/script.rs"),
+    )?;
+    let words: Vec<&str> = source
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix('"')?.split_once("\" =>"))
+        .map(|(word, _)| word)
+        .filter(|word| word.starts_with('!'))
+        .collect();
+    assert!(words.len() > 8, "{words:?}");
+    for word in words {
+        assert!(help.contains(word), "{word} is not in the help:\n{help}");
+    }
+    Ok(())
+}
