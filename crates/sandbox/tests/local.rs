@@ -6,7 +6,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::json;
 use vaquero_sandbox::{
@@ -500,35 +500,4 @@ async fn the_machine_can_be_examined_and_measured() {
     let bare = measure_bare(Path::new(FIXTURE), 5).await.unwrap();
     assert_eq!(bare.len(), 5);
     assert!(bare.iter().all(|took| *took > Duration::ZERO && *took < Duration::from_secs(10)));
-}
-
-/// Prints what a cold sandbox costs beside the bare namespaces. Run by hand, it asserts nothing.
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "a measurement"]
-async fn cold_start() {
-    #[expect(clippy::disallowed_methods, reason = "a measurement needs the real clock")]
-    let now = Instant::now;
-    let dir = tempfile::tempdir().unwrap();
-    let mut bare = measure_bare(Path::new(FIXTURE), 200).await.unwrap();
-    let provider = start(dir.path()).await;
-    let (mut ensured, mut ran, mut again) = (Vec::new(), Vec::new(), Vec::new());
-    for n in 0..200 {
-        let session = format!("cold-{n}");
-        let started = now();
-        let sandbox = provider.ensure(&key(&session), &spec(1)).await.unwrap();
-        ensured.push(started.elapsed());
-        sh(&*sandbox, "a", "true").await.unwrap();
-        ran.push(started.elapsed());
-        let started = now();
-        sh(&*sandbox, "b", "/bin/true").await.unwrap();
-        again.push(started.elapsed());
-        provider.stop(&key(&session)).await.unwrap();
-    }
-    for (name, times) in
-        [("bare", &mut bare), ("ensure", &mut ensured), ("+ true", &mut ran), ("warm", &mut again)]
-    {
-        times.sort();
-        println!("{name:8} median {:?} min {:?} p90 {:?}", times[100], times[0], times[180]);
-    }
-    provider.shutdown(false).await;
 }

@@ -419,7 +419,9 @@ async fn find(root: &Path, name: &str) {
             entry.file_name() == name || depth > 0 && below(&entry.path(), name, depth - 1)
         })
     }
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
     while !below(root, name, 4) {
+        assert!(tokio::time::Instant::now() < deadline, "no file `{name}`");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
