@@ -13,6 +13,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("vaquero-hand", &[]),
     ("vaquero-sandbox", &["vaquero-hand", "vaquero-types"]),
     ("vaquero-store-sqlite", &["vaquero-store", "vaquero-types"]),
+    ("vaquero-store-postgres", &["vaquero-store", "vaquero-types"]),
     (
         "vaquero-worker",
         &["vaquero-core", "vaquero-model", "vaquero-sandbox", "vaquero-store", "vaquero-types"],
@@ -24,7 +25,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
 
 /// Crates that decide or describe, and so must not reach the world.
 const PURE: [&str; 2] = ["vaquero-types", "vaquero-core"];
-const WORLDLY: [&str; 5] = ["tokio", "reqwest", "rusqlite", "axum", "hyper"];
+const WORLDLY: [&str; 6] = ["tokio", "tokio-postgres", "reqwest", "rusqlite", "axum", "hyper"];
 
 pub(crate) fn check() -> anyhow::Result<()> {
     let output = crate::cargo(&["metadata", "--format-version", "1", "--no-deps"]).output();

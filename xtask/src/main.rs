@@ -1,10 +1,12 @@
 //! The project's own chores: `cargo xtask test` sets up what the tests need and runs all of them.
 
 mod deps;
+mod postgres;
 mod sdk;
 mod tally;
 
 use anyhow::{Context, bail};
+use postgres::Postgres;
 use std::{
     path::{Path, PathBuf},
     process::{Command, ExitCode},
@@ -13,11 +15,12 @@ use tally::Tally;
 
 const HELP: &str = "cargo xtask COMMAND
 
-  test    set up what the tests need and run everything
-  deps    check which crate may depend on which
-  sdk     run the official SDKs' suites alone
-  ledger  write docs/compatibility.md and openapi/openapi.json anew
-  load    measure a release build, see docs/performance.md (--quick, --help)
+  test      set up what the tests need and run everything
+  deps      check which crate may depend on which
+  sdk       run the official SDKs' suites alone
+  ledger    write docs/compatibility.md and openapi/openapi.json anew
+  postgres  start a throw-away PostgreSQL and say how to reach it, until it is interrupted
+  load      measure a release build, see docs/performance.md (--quick, --help)
 ";
 
 fn main() -> ExitCode {
@@ -26,9 +29,10 @@ fn main() -> ExitCode {
         Some("deps") => deps::check().map(|()| true),
         Some("load") => load(),
         Some("ledger") => sdk::ledger(),
+        Some("postgres") => throw_away(),
         Some("sdk") => build().and_then(|()| {
             let mut tally = Tally::default();
-            sdk::run(&mut tally)?;
+            sdk::run(&mut tally, Postgres::start()?.as_ref())?;
             Ok(tally.close())
         }),
         _ => {
@@ -79,6 +83,21 @@ fn build() -> anyhow::Result<()> {
     Ok(())
 }
 
+fn throw_away() -> anyhow::Result<bool> {
+    let Some(postgres) = Postgres::start()? else {
+        bail!(
+            "PostgreSQL 15 or newer is not here, and installing it takes root on a Debian machine"
+        )
+    };
+    show(&format!("export VAQUERO_TEST_POSTGRES={}\n", postgres.url()));
+    if let Some(roots) = postgres.roots() {
+        show(&format!("export VAQUERO_TEST_POSTGRES_ROOTS={}\n", roots.display()));
+    }
+    show("It is there until this is interrupted, or its input ends.\n");
+    std::io::copy(&mut std::io::stdin(), &mut std::io::sink())?;
+    Ok(true)
+}
+
 fn load() -> anyhow::Result<bool> {
     let packages = ["--package", "vaquero", "--package", "vaquero-testkit"];
     let built = cargo(&["build", "--release"]).args(packages).status()?;
@@ -97,7 +116,22 @@ fn test() -> anyhow::Result<bool> {
     deps::check()?;
     build()?;
     let mut tally = Tally::default();
-    tally.cargo_test()?;
-    sdk::run(&mut tally)?;
+    let postgres = Postgres::start()?;
+    let mut all = cargo(&["test", "--workspace", "--no-fail-fast"]);
+    match &postgres {
+        Some(postgres) => postgres.announce(&mut all),
+        None => drop(all.env("VAQUERO_TEST_POSTGRES", "none")),
+    }
+    tally.cargo_test("cargo test", all)?;
+    if let Some(postgres) = &postgres {
+        let packages = ["--package", "vaquero-api", "--package", "vaquero", "--tests"];
+        let mut again = cargo(&["test", "--no-fail-fast"]);
+        again.args(packages).env("VAQUERO_TEST_STORE", "postgres");
+        postgres.announce(&mut again);
+        tally.cargo_test("the same on PostgreSQL", again)?;
+    } else {
+        tally.leave_out("the suites on PostgreSQL: version 15 or newer is missing and cannot be installed without root".to_owned());
+    }
+    sdk::run(&mut tally, postgres.as_ref())?;
     Ok(tally.close())
 }

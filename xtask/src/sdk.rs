@@ -1,6 +1,9 @@
 //! The official SDKs against the running server, each generation in an environment of its own below `target/sdk`.
 
-use crate::tally::{Tally, number};
+use crate::{
+    postgres::Postgres,
+    tally::{Tally, number},
+};
 use anyhow::{Context, bail};
 use std::{
     fs,
@@ -46,7 +49,16 @@ impl Drop for Process {
     }
 }
 
-pub(crate) fn run(tally: &mut Tally) -> anyhow::Result<()> {
+/// Runs every generation against the embedded store, and again against PostgreSQL if it is here.
+pub(crate) fn run(tally: &mut Tally, postgres: Option<&Postgres>) -> anyhow::Result<()> {
+    against(tally, "embedded", None)?;
+    match postgres {
+        Some(postgres) => against(tally, "PostgreSQL", Some(&postgres.create("sdk")?)),
+        None => Ok(()),
+    }
+}
+
+fn against(tally: &mut Tally, store: &str, database: Option<&str>) -> anyhow::Result<()> {
     let exe = crate::target().join("debug/vaquero");
     let model =
         Process::start(Command::new(&exe).args(["scripted-model", "--listen", "127.0.0.1:0"]))?;
@@ -54,24 +66,21 @@ pub(crate) fn run(tally: &mut Tally) -> anyhow::Result<()> {
     if data.exists() {
         fs::remove_dir_all(&data)?;
     }
-    let server = Process::start(
-        Command::new(&exe)
-            .args([
-                "serve",
-                "--listen",
-                "127.0.0.1:0",
-                "--sandbox-limits",
-                "degraded",
-                "--data-dir",
-            ])
-            .arg(&data)
-            .env("VAQUERO_API_KEY", KEY)
-            .env("VAQUERO_ANTHROPIC_BASE_URL", &model.base)
-            .env("VAQUERO_ANTHROPIC_API_KEY", "scripted")
-            .env("VAQUERO_MODEL_BACKOFF_MS", "20")
-            .env("VAQUERO_LOG", "warn"),
-    )?;
-    let target = Target { base: server.base.clone(), model: model.base.clone() };
+    let mut command = Command::new(&exe);
+    command
+        .args(["serve", "--listen", "127.0.0.1:0", "--sandbox-limits", "degraded", "--data-dir"])
+        .arg(&data)
+        .env("VAQUERO_API_KEY", KEY)
+        .env("VAQUERO_ANTHROPIC_BASE_URL", &model.base)
+        .env("VAQUERO_ANTHROPIC_API_KEY", "scripted")
+        .env("VAQUERO_MODEL_BACKOFF_MS", "20")
+        .env("VAQUERO_LOG", "warn");
+    if let Some(database) = database {
+        command.env("VAQUERO_DATABASE_URL", database);
+    }
+    let server = Process::start(&mut command)?;
+    let target =
+        Target { base: server.base.clone(), model: model.base.clone(), store: store.to_owned() };
     python(tally, &target)?;
     typescript(tally, &target)?;
     drop(server);
@@ -99,6 +108,7 @@ pub(crate) fn ledger() -> anyhow::Result<bool> {
 struct Target {
     base: String,
     model: String,
+    store: String,
 }
 
 impl Target {
@@ -112,7 +122,7 @@ impl Target {
     }
 }
 
-fn has(program: &str) -> bool {
+pub(crate) fn has(program: &str) -> bool {
     Command::new(program)
         .arg("--version")
         .stdout(Stdio::null())
@@ -122,7 +132,7 @@ fn has(program: &str) -> bool {
 }
 
 /// Installs Debian packages if this is root on such a machine.
-fn install(packages: &[&str]) -> bool {
+pub(crate) fn install(packages: &[&str]) -> bool {
     let root =
         Command::new("id").arg("-u").output().is_ok_and(|output| output.stdout.starts_with(b"0"));
     if !root || !has("apt-get") {
@@ -138,7 +148,7 @@ fn install(packages: &[&str]) -> bool {
     quiet(&["update"]) && quiet(&arguments)
 }
 
-fn succeed(command: &mut Command, what: &str) -> anyhow::Result<()> {
+pub(crate) fn succeed(command: &mut Command, what: &str) -> anyhow::Result<()> {
     let output = command.output().with_context(|| format!("{what} cannot be started"))?;
     if !output.status.success() {
         bail!(
@@ -188,7 +198,7 @@ fn python(tally: &mut Tally, target: &Target) -> anyhow::Result<()> {
     let suite = crate::root().join("tests/sdk/python");
     for (name, package) in PYTHON {
         let python = python_environment(name, package)?;
-        if name == "new" {
+        if name == "new" && target.store == "embedded" {
             let mut ledger = Command::new(&python);
             ledger.arg(crate::root().join("tests/sdk/ledger.py")).arg("--check");
             tally.run("the ledger and the code", ledger, |line| {
@@ -203,7 +213,7 @@ fn python(tally: &mut Tally, target: &Target) -> anyhow::Result<()> {
             .current_dir(crate::root());
         pytest.env("PYTHONDONTWRITEBYTECODE", "1").env("VAQUERO_TEST_GENERATION", name);
         target.apply(&mut pytest);
-        tally.run(&format!("Python SDK, {name}"), pytest, |line| {
+        tally.run(&format!("Python SDK, {name}, {}", target.store), pytest, |line| {
             let closing =
                 line.contains(" in ") && (line.contains(" passed") || line.contains(" failed"));
             closing.then(|| {
@@ -238,7 +248,7 @@ fn typescript(tally: &mut Tally, target: &Target) -> anyhow::Result<()> {
         node.args(["--test", "--test-reporter=tap", "suite.test.mjs"]).current_dir(&place);
         node.env("VAQUERO_TEST_GENERATION", name);
         target.apply(&mut node);
-        tally.run(&format!("TypeScript SDK, {name}"), node, |line| {
+        tally.run(&format!("TypeScript SDK, {name}, {}", target.store), node, |line| {
             if let Some(passed) = line.strip_prefix("# pass ") {
                 return Some((passed.trim().parse().unwrap_or(0), 0));
             }

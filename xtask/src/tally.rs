@@ -15,10 +15,9 @@ pub(crate) struct Tally {
 }
 
 impl Tally {
-    /// Runs all of cargo's tests.
-    pub(crate) fn cargo_test(&mut self) -> anyhow::Result<()> {
-        let command = crate::cargo(&["test", "--workspace", "--no-fail-fast"]);
-        self.run("cargo test", command, |line| {
+    /// Runs tests of cargo's.
+    pub(crate) fn cargo_test(&mut self, name: &str, command: Command) -> anyhow::Result<()> {
+        self.run(name, command, |line| {
             let rest = line.strip_prefix("test result: ")?;
             let (_, counts) = rest.split_once(". ")?;
             Some((number(counts, "passed"), number(counts, "failed")))

@@ -107,6 +107,11 @@ fn refuse(from: Response, error: &ApiError, id: &str) -> Response {
     Response::from_parts(parts, Body::from(body))
 }
 
+pub(crate) async fn only_a_worker() -> Reject {
+    let message = "this server runs turns (role `worker`) and does not answer clients; ask one with role `api` or `all`";
+    Reject(ApiError::new(ErrorCode::NotFound, message))
+}
+
 pub(crate) async fn unknown_path(request: Request) -> Reject {
     let message = format!("there is no `{} {}`", request.method(), request.uri().path());
     Reject(ApiError::new(ErrorCode::NotFound, message))

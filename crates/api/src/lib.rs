@@ -27,4 +27,4 @@ pub use app::{App, Parts, Settings};
 pub use edge::unreadable;
 pub use models::ModelList;
 pub use rates::Rates;
-pub use routes::router;
+pub use routes::{router, worker_router};

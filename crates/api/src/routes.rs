@@ -89,13 +89,22 @@ pub fn router(app: App) -> Router {
         .route("/v1/models", get(models::list::handler))
         .route("/v1/models/{model_id}", get(models::retrieve::handler))
         .route_layer(from_fn_with_state(app.clone(), auth::require));
-    Router::new()
-        .merge(api)
-        .route("/health", get(health::health))
-        .route("/metrics", get(health::metrics))
-        .route("/openapi.json", get(health::document))
+    let all = api.merge(probes()).route("/openapi.json", get(health::document));
+    finish(all.fallback(edge::unknown_path), app)
+}
+
+/// What a server answers that runs turns and no API: probes alone.
+pub fn worker_router(app: App) -> Router {
+    finish(probes().fallback(edge::only_a_worker), app)
+}
+
+fn probes() -> Router<App> {
+    Router::new().route("/health", get(health::health)).route("/metrics", get(health::metrics))
+}
+
+fn finish(router: Router<App>, app: App) -> Router {
+    router
         .method_not_allowed_fallback(unknown_method)
-        .fallback(edge::unknown_path)
         .layer(from_fn_with_state(app.clone(), edge::envelope))
         .with_state(app)
 }

@@ -154,6 +154,7 @@ pub enum Step {
 
 /// Records to append and the change of the session's row that goes with them.
 #[derive(Clone, Debug, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own about one append")]
 pub struct Batch {
     /// The records.
     pub records: Vec<NewRecord>,
@@ -171,6 +172,8 @@ pub struct Batch {
     pub guarded: bool,
     /// The turn got somewhere.
     pub progress: bool,
+    /// A new sandbox generation begins, with whoever appends this.
+    pub new_hands: bool,
 }
 
 /// What is under way outside and not in the log.
@@ -271,7 +274,7 @@ impl Machine {
             }
             Input::HandsGone => {
                 let generation = self.state.generation + 1;
-                let mut batch = Batch::default();
+                let mut batch = Batch { new_hands: true, ..Batch::default() };
                 let transcript = crate::transcript::Transcript::Generation { generation };
                 batch.records.push(transcript.record(desk.event_id(), &self.facts.thread));
                 self.append(batch)

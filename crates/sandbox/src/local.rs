@@ -481,15 +481,8 @@ impl ComputeProvider for LocalProvider {
         self.inner.destroy(session).await
     }
 
-    async fn reap(&self, keep: &BTreeSet<String>) -> Result<usize, SandboxError> {
-        let mut reaped = 0;
-        for session in self.inner.sessions().await? {
-            if !keep.contains(&session) {
-                self.inner.destroy(&session).await?;
-                reaped += 1;
-            }
-        }
-        Ok(reaped)
+    async fn sessions(&self) -> Result<BTreeSet<String>, SandboxError> {
+        self.inner.sessions().await
     }
 
     async fn shutdown(&self, linger: bool) {

@@ -183,8 +183,8 @@ pub trait ComputeProvider: Send + Sync {
     /// Removes every trace of a session: its sandboxes and its workspace.
     async fn destroy(&self, session: &str) -> Result<(), SandboxError>;
 
-    /// Destroys every session that is not in `keep`; returns how many were destroyed.
-    async fn reap(&self, keep: &BTreeSet<String>) -> Result<usize, SandboxError>;
+    /// The sessions that have anything here: a sandbox or a workspace.
+    async fn sessions(&self) -> Result<BTreeSet<String>, SandboxError>;
 
     /// Lets go of the sandboxes. With `linger` they live on for the next server for a while; without
     /// it they are ended before this returns. Workspaces stay either way.

@@ -261,11 +261,12 @@ async fn destroying_a_session_leaves_no_trace() {
     assert!(!mounts.contains(&dir.path().display().to_string()));
     assert!(provider.attach(&key(&session), 1, 1).await.unwrap().is_none());
     provider.destroy(&session).await.unwrap();
-    // Only what is to be kept stays; what has files but no sandbox goes as well.
+    // What has files but no sandbox is listed as well.
     provider.ensure(&key("stopped"), &spec(1)).await.unwrap();
     provider.stop(&key("stopped")).await.unwrap();
-    let keep = BTreeSet::from(["kept".to_owned()]);
-    assert_eq!(provider.reap(&keep).await.unwrap(), 1);
+    let here = provider.sessions().await.unwrap();
+    assert_eq!(here, BTreeSet::from(["kept".to_owned(), "stopped".to_owned()]));
+    provider.destroy("stopped").await.unwrap();
     assert!(!dir.path().join("workspaces/stopped").exists());
     assert_eq!(sh(&*other, "b", "echo still").await.unwrap(), "still");
     let launcher = launcher_pid(dir.path());
@@ -399,8 +400,10 @@ async fn a_new_session_gets_a_spare_of_the_same_kind_and_its_empty_workspace() {
     assert!(taken, "no session ever got a spare");
 
     one_more().await;
-    provider.reap(&BTreeSet::new()).await.unwrap();
-    assert_eq!(spares(dir.path()).len(), 1, "it is no session's, and not reaped");
+    for session in provider.sessions().await.unwrap() {
+        provider.destroy(&session).await.unwrap();
+    }
+    assert_eq!(spares(dir.path()).len(), 1, "it is no session's, and not listed");
     provider.shutdown(false).await;
     assert!(fs::read_dir(dir.path().join("workspaces")).unwrap().next().is_none());
 }

@@ -326,7 +326,7 @@ fn update_row(
         "UPDATE sessions SET head = ?2, client_head = ?3, revision = ?4, last_at = ?5, last_event_at = ?6, \
          status = COALESCE(?7, status), gate = COALESCE(?8, gate), usage = COALESCE(?9, usage), activity = COALESCE(?10, activity), \
          archived_at = COALESCE(?11, archived_at), updated_at = CASE WHEN ?12 THEN MAX(?13, updated_at) ELSE updated_at END, \
-         claims = CASE WHEN ?14 THEN 0 ELSE claims END WHERE n = ?1",
+         claims = CASE WHEN ?14 THEN 0 ELSE claims END, hands = COALESCE(?15, hands) WHERE n = ?1",
         params![
             tail.number,
             int(tail.head),
@@ -342,6 +342,7 @@ fn update_row(
             touched,
             now.as_micros(),
             change.progress,
+            change.hands,
         ],
     )?;
     if let Some(body) = &change.body {
@@ -445,8 +446,19 @@ fn until(now: Timestamp, ttl: Duration) -> i64 {
     now.plus(ttl).as_micros()
 }
 
-/// A session that could be claimed at `?1`.
-const CLAIMABLE: &str = "ready_at IS NOT NULL AND (lease_until IS NULL OR lease_until < ?1)";
+/// A session that worker `?2` could claim at `?1`.
+const CLAIMABLE: &str = "ready_at IS NOT NULL AND (lease_until IS NULL OR lease_until < ?1) AND (hands IS NULL OR hands = ?2 \
+    OR NOT EXISTS (SELECT 1 FROM workers WHERE name = hands AND lives_until >= ?1))";
+
+pub(crate) fn heartbeat(
+    db: &Connection,
+    worker: &WorkerName,
+    ttl: Duration,
+    now: Timestamp,
+) -> Result<(), CommitError> {
+    let sql = "INSERT OR REPLACE INTO workers (name, lives_until) VALUES (?1, ?2)";
+    execute(db, sql, params![worker, until(now, ttl)]).map(drop)
+}
 
 pub(crate) fn claim(
     db: &Connection,
@@ -477,7 +489,7 @@ pub(crate) fn claim(
         // Whoever is next in line looks as well, if there is more to find.
         let sql = format!("SELECT 1 FROM sessions WHERE {CLAIMABLE} LIMIT 1");
         let mut statement = db.prepare_cached(&sql).map_err(failed)?;
-        effects.ready |= statement.exists([now.as_micros()]).map_err(failed)?;
+        effects.ready |= statement.exists(params![now.as_micros(), worker]).map_err(failed)?;
     }
     Ok(claimed)
 }

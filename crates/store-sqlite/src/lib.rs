@@ -40,9 +40,8 @@ impl SqliteStore {
         let path = directory.join("vaquero.db");
         let mut connection = schema::connect(&path)?;
         schema::migrate(&mut connection)?;
-        connection.execute(
-            "UPDATE sessions SET lease_worker = NULL, lease_until = NULL WHERE lease_until IS NOT NULL",
-            [],
+        connection.execute_batch(
+            "UPDATE sessions SET lease_worker = NULL, lease_until = NULL WHERE lease_until IS NOT NULL; DELETE FROM workers;",
         )?;
         let wakes = Arc::new(Wakes::default());
         wakes.ready();
@@ -117,8 +116,13 @@ impl Store for SqliteStore {
         self.read_with(move |db| read::sessions(db, &query)).await
     }
 
-    async fn session_ids(&self) -> Result<Vec<SessionId>, StoreError> {
-        self.read_with(read::session_ids).await
+    async fn kept_by(
+        &self,
+        worker: &WorkerName,
+        ids: &[SessionId],
+    ) -> Result<Vec<SessionId>, StoreError> {
+        let (worker, ids) = (worker.clone(), ids.to_vec());
+        self.read_with(move |db| read::kept_by(db, &worker, &ids)).await
     }
 
     async fn threads(&self, session: &SessionId) -> Result<Vec<Thread>, StoreError> {
@@ -178,6 +182,15 @@ impl Store for SqliteStore {
     async fn wait_ready(&self) -> Result<(), StoreError> {
         self.wakes.wait_ready().await;
         Ok(())
+    }
+
+    async fn heartbeat(
+        &self,
+        worker: &WorkerName,
+        ttl: Duration,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        self.writer.heartbeat(worker.clone(), ttl, now).await
     }
 
     async fn claim(

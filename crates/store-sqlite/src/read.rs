@@ -234,9 +234,20 @@ pub(crate) fn sessions(db: &Connection, query: &SessionQuery) -> Result<SessionP
     Ok(SessionPage { sessions, more })
 }
 
-pub(crate) fn session_ids(db: &Connection) -> Result<Vec<SessionId>, StoreError> {
-    let filter = Filter::new("SELECT id FROM sessions WHERE deleted = 0 ORDER BY n");
-    filter.rows(db, |row| row.get::<_, String>(0).map(SessionId::from_wire))
+pub(crate) fn kept_by(
+    db: &Connection,
+    worker: &str,
+    ids: &[SessionId],
+) -> Result<Vec<SessionId>, StoreError> {
+    let sql = "SELECT 1 FROM sessions WHERE id = ?1 AND deleted = 0 AND archived_at IS NULL AND (hands IS NULL OR hands = ?2)";
+    let mut statement = db.prepare_cached(sql).map_err(failed)?;
+    let mut kept = Vec::new();
+    for id in ids {
+        if statement.exists(params![id.as_str(), worker]).map_err(failed)? {
+            kept.push(id.clone());
+        }
+    }
+    Ok(kept)
 }
 
 pub(crate) fn threads(db: &Connection, session: &SessionId) -> Result<Vec<Thread>, StoreError> {

@@ -52,6 +52,9 @@ const MIGRATIONS: &[&str] = &["
         PRIMARY KEY (workspace, operation, key)
     ) WITHOUT ROWID;
     CREATE INDEX answers_age ON answers (at);
+", "
+    ALTER TABLE sessions ADD COLUMN hands TEXT;
+    CREATE TABLE workers (name TEXT PRIMARY KEY, lives_until INTEGER NOT NULL) WITHOUT ROWID;
 "];
 
 /// Opens a connection with the settings every connection shares.

@@ -35,6 +35,12 @@ enum Job {
         now: Timestamp,
         reply: oneshot::Sender<Result<Committed, CommitError>>,
     },
+    Heartbeat {
+        worker: WorkerName,
+        ttl: Duration,
+        now: Timestamp,
+        reply: oneshot::Sender<Result<(), CommitError>>,
+    },
     Claim {
         worker: WorkerName,
         ttl: Duration,
@@ -98,6 +104,18 @@ impl Writer {
         now: Timestamp,
     ) -> Result<Committed, CommitError> {
         self.ask(|reply| Job::Commit { writes, now, reply }).await?
+    }
+
+    pub(crate) async fn heartbeat(
+        &self,
+        worker: WorkerName,
+        ttl: Duration,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        match self.ask(|reply| Job::Heartbeat { worker, ttl, now, reply }).await? {
+            Err(CommitError::Store(error)) => Err(error),
+            _ => Ok(()),
+        }
     }
 
     pub(crate) async fn claim(
@@ -251,7 +269,7 @@ fn refuse(job: Job, error: &StoreError) {
     match job {
         Job::Commit { reply, .. } => drop(reply.send(Err(error.into()))),
         Job::Claim { reply, .. } => drop(reply.send(Err(error))),
-        Job::Renew { reply, .. } | Job::Release { reply, .. } => {
+        Job::Heartbeat { reply, .. } | Job::Renew { reply, .. } | Job::Release { reply, .. } => {
             drop(reply.send(Err(error.into())));
         }
         Job::Close => {}
@@ -270,6 +288,10 @@ fn step(db: &Connection, job: Job, effects: &mut Effects) -> Option<Reply> {
             Some(Box::new(move |error| {
                 drop(reply.send(error.map_or(result, Err)));
             }))
+        }
+        Job::Heartbeat { worker, ttl, now, reply } => {
+            let result = commit::heartbeat(db, &worker, ttl, now);
+            Some(Box::new(move |error| drop(reply.send(settle(result, error)))))
         }
         Job::Renew { lease, ttl, now, reply } => {
             let result = commit::renew(db, &lease, ttl, now);

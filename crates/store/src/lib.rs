@@ -29,6 +29,7 @@ pub mod memory;
 pub mod notify;
 pub mod record;
 pub mod session;
+pub mod workset;
 pub mod write;
 
 pub use document::{Document, DocumentPage, DocumentQuery, Order};
@@ -86,8 +87,12 @@ pub trait Store: Send + Sync + 'static {
     /// A page of a workspace's sessions.
     async fn sessions(&self, query: &SessionQuery) -> Result<SessionPage, StoreError>;
 
-    /// The ids of all sessions that exist, oldest first (for reaping what belongs to none of them).
-    async fn session_ids(&self) -> Result<Vec<SessionId>, StoreError>;
+    /// Those of `ids` whose sessions exist, are not archived, and have their hands with `worker` or nobody: what else a worker keeps for sessions is to go.
+    async fn kept_by(
+        &self,
+        worker: &WorkerName,
+        ids: &[SessionId],
+    ) -> Result<Vec<SessionId>, StoreError>;
 
     /// The threads of a session, primary first.
     async fn threads(&self, session: &SessionId) -> Result<Vec<Thread>, StoreError>;
@@ -119,7 +124,16 @@ pub trait Store: Send + Sync + 'static {
     /// Returns once a session may be ready to claim. May return early, never misses.
     async fn wait_ready(&self) -> Result<(), StoreError>;
 
-    /// Takes the session that has been ready longest and is not leased, raising its epoch. Need not be durable by itself: the first commit under the lease makes it so.
+    /// Says that `worker` lives, for `ttl` from now.
+    async fn heartbeat(
+        &self,
+        worker: &WorkerName,
+        ttl: Duration,
+        now: Timestamp,
+    ) -> Result<(), StoreError>;
+
+    /// Takes the session that has been ready longest and is not leased, raising its epoch; one whose hands are with another worker that lives is left to that one.
+    /// Need not be durable by itself: the first commit under the lease makes it so.
     async fn claim(
         &self,
         worker: &WorkerName,

@@ -49,6 +49,15 @@ pub struct LocalLive {
     channels: Mutex<HashMap<SessionId, broadcast::Sender<Delta>>>,
 }
 
+impl LocalLive {
+    /// The sessions that somebody looks on at.
+    pub fn followed(&self) -> Vec<SessionId> {
+        let channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
+        let followed = channels.iter().filter(|(_, sender)| sender.receiver_count() > 0);
+        followed.map(|(session, _)| session.clone()).collect()
+    }
+}
+
 impl Live for LocalLive {
     fn publish(&self, session: &SessionId, delta: Delta) {
         let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);

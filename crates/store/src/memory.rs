@@ -1,12 +1,14 @@
 //! The in-memory store: the same promises as the others but for outliving the process. For tests, and as the plainest statement of the rules.
 
-mod apply;
+mod tables;
 
 use crate::{
     Answer, AnswerKey, Claimed, CommitError, Committed, Document, DocumentPage, DocumentQuery,
     EventPage, EventQuery, Lease, Order, Position, Record, RecordKind, Seq, SessionPage,
-    SessionQuery, SessionRow, Snapshot, Store, StoreError, WorkerName, Write, notify::Wakes,
+    SessionQuery, SessionRow, Snapshot, Store, StoreError, WorkerName, Write,
+    notify::Wakes,
     record::EventCursor,
+    workset::{DocumentKey, Needs, SessionState},
 };
 use async_trait::async_trait;
 use std::{
@@ -16,36 +18,22 @@ use std::{
 };
 use vaquero_types::{EventId, SessionId, Timestamp, WorkspaceId, thread::Thread};
 
-type DocumentKey = (WorkspaceId, String, String);
-
 /// A session with all that belongs to it.
 #[derive(Clone, Debug)]
 struct Kept {
     row: SessionRow,
+    state: SessionState,
     threads: Vec<Thread>,
     log: Vec<Record>,
-    last_at: Timestamp,
-    last_event_at: Timestamp,
-    claims: u32,
-    leased_until: Option<Timestamp>,
-    ready_at: Option<Timestamp>,
     snapshot: Option<Snapshot>,
-    deleted: bool,
 }
 
 #[derive(Clone, Debug, Default)]
 struct Tables {
     documents: BTreeMap<DocumentKey, Document>,
     sessions: BTreeMap<SessionId, Kept>,
-    order: Vec<SessionId>,
     answers: BTreeMap<AnswerKey, (Timestamp, Answer)>,
-}
-
-/// Whom to wake after a commit.
-#[derive(Debug, Default)]
-struct Effects {
-    grown: Vec<(SessionId, Seq)>,
-    ready: bool,
+    workers: BTreeMap<WorkerName, Timestamp>,
 }
 
 /// The in-memory store.
@@ -67,7 +55,7 @@ impl MemoryStore {
 
     /// What a session that exists is asked for.
     fn of<T>(&self, session: &SessionId, read: impl FnOnce(&Kept) -> T) -> Option<T> {
-        self.tables().sessions.get(session).filter(|kept| !kept.deleted).map(read)
+        self.tables().sessions.get(session).filter(|kept| !kept.state.deleted).map(read)
     }
 }
 
@@ -88,16 +76,18 @@ fn follows<K: Ord>(order: Order, item: &K, cursor: Option<&K>) -> bool {
 #[async_trait]
 impl Store for MemoryStore {
     async fn commit(&self, writes: Vec<Write>, now: Timestamp) -> Result<Committed, CommitError> {
+        let mut needs = Needs::default();
+        needs.add(&writes);
         let mut tables = self.tables();
-        let mut next = tables.clone();
-        let mut effects = Effects::default();
-        let committed = next.apply(writes, now, &mut effects)?;
-        *tables = next;
+        let mut set = tables.load(&needs, now);
+        let committed = set.commit(writes, now)?;
+        let ready = set.ready;
+        let grown = tables.save(set);
         drop(tables);
-        for (session, head) in &effects.grown {
+        for (session, head) in &grown {
             self.wakes.grown(session, *head);
         }
-        if effects.ready {
+        if ready {
             self.wakes.ready();
         }
         Ok(committed)
@@ -174,7 +164,7 @@ impl Store for MemoryStore {
             .tables()
             .sessions
             .values()
-            .filter(|kept| !kept.deleted)
+            .filter(|kept| !kept.state.deleted)
             .map(|kept| &kept.row)
             .filter(|row| {
                 row.workspace == query.workspace
@@ -198,10 +188,19 @@ impl Store for MemoryStore {
         Ok(SessionPage { sessions, more })
     }
 
-    async fn session_ids(&self) -> Result<Vec<SessionId>, StoreError> {
-        let tables = self.tables();
-        let alive = |id: &&SessionId| tables.sessions.get(*id).is_some_and(|kept| !kept.deleted);
-        Ok(tables.order.iter().filter(alive).cloned().collect())
+    async fn kept_by(
+        &self,
+        worker: &WorkerName,
+        ids: &[SessionId],
+    ) -> Result<Vec<SessionId>, StoreError> {
+        let here = |id: &&SessionId| {
+            let kept = |kept: &Kept| {
+                kept.state.archived_at.is_none()
+                    && kept.state.hands.as_ref().is_none_or(|hands| hands == worker)
+            };
+            self.of(id, kept).unwrap_or(false)
+        };
+        Ok(ids.iter().filter(here).cloned().collect())
     }
 
     async fn threads(&self, session: &SessionId) -> Result<Vec<Thread>, StoreError> {
@@ -231,7 +230,7 @@ impl Store for MemoryStore {
     async fn position(&self, session: &SessionId) -> Result<Option<Position>, StoreError> {
         let tables = self.tables();
         let kept = tables.sessions.get(session);
-        Ok(kept.map(|kept| Position { seq: kept.row.head, deleted: kept.deleted }))
+        Ok(kept.map(|kept| Position { seq: kept.state.head, deleted: kept.state.deleted }))
     }
 
     async fn events(&self, query: &EventQuery) -> Result<EventPage, StoreError> {
@@ -267,26 +266,44 @@ impl Store for MemoryStore {
         Ok(())
     }
 
+    async fn heartbeat(
+        &self,
+        worker: &WorkerName,
+        ttl: Duration,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        self.tables().workers.insert(worker.clone(), now.plus(ttl));
+        Ok(())
+    }
+
     async fn claim(
         &self,
-        _worker: &WorkerName,
+        worker: &WorkerName,
         ttl: Duration,
         now: Timestamp,
     ) -> Result<Option<Claimed>, StoreError> {
         let mut tables = self.tables();
-        let free = |kept: &&mut Kept| {
-            kept.ready_at.is_some() && kept.leased_until.is_none_or(|until| until < now)
+        let Tables { sessions, workers, .. } = &mut *tables;
+        let elsewhere = |hands: &WorkerName| {
+            hands != worker && workers.get(hands).is_some_and(|until| *until >= now)
         };
-        let oldest = tables.sessions.values_mut().filter(free).min_by_key(|kept| kept.ready_at);
+        let free = |kept: &&mut Kept| {
+            let state = &kept.state;
+            state.ready_at.is_some()
+                && state.leased_until.is_none_or(|until| until < now)
+                && !state.hands.as_ref().is_some_and(elsewhere)
+        };
+        let oldest = sessions.values_mut().filter(free).min_by_key(|kept| kept.state.ready_at);
         let Some(kept) = oldest else { return Ok(None) };
-        kept.row.epoch += 1;
-        kept.claims += 1;
-        kept.leased_until = Some(now.plus(ttl));
+        kept.state.epoch += 1;
+        kept.state.claims += 1;
+        kept.state.leased_until = Some(now.plus(ttl));
+        kept.state.show(&mut kept.row);
         let lease = Lease {
             session: kept.row.id.clone(),
             workspace: kept.row.workspace.clone(),
-            epoch: kept.row.epoch,
-            claims: kept.claims,
+            epoch: kept.state.epoch,
+            claims: kept.state.claims,
         };
         let claimed = Claimed { lease, row: kept.row.clone() };
         drop(tables);
@@ -296,15 +313,17 @@ impl Store for MemoryStore {
 
     async fn renew(&self, lease: &Lease, ttl: Duration, now: Timestamp) -> Result<(), CommitError> {
         let mut tables = self.tables();
-        tables.leased(lease)?.leased_until = Some(now.plus(ttl));
+        let mut set = tables.load(&Needs::of_lease(lease), now);
+        set.renew(lease, ttl, now)?;
+        tables.save(set);
         Ok(())
     }
 
     async fn release(&self, lease: &Lease, handover: bool) -> Result<(), CommitError> {
         let mut tables = self.tables();
-        let kept = tables.leased(lease)?;
-        kept.leased_until = None;
-        kept.claims = kept.claims.saturating_sub(u32::from(handover));
+        let mut set = tables.load(&Needs::of_lease(lease), Timestamp::default());
+        set.release(lease, handover)?;
+        tables.save(set);
         drop(tables);
         self.wakes.ready();
         Ok(())

@@ -41,6 +41,12 @@ impl Wakes {
         Watch { wakes: self, session, watched: Some(entry) }
     }
 
+    /// The sessions that somebody waits for.
+    pub fn watched(&self) -> Vec<SessionId> {
+        let watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        watched.keys().cloned().collect()
+    }
+
     /// Says that a session's log ends at `head` now (`u64::MAX` once it is deleted).
     pub fn grown(&self, session: &SessionId, head: Seq) {
         let watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);

@@ -2,6 +2,7 @@
 
 use crate::{
     document::Document,
+    lease::WorkerName,
     record::{NewRecord, Seq},
     session::{SessionRow, Snapshot},
 };
@@ -140,6 +141,8 @@ pub struct SessionChange {
     pub ready: Option<bool>,
     /// The turn got somewhere: the count of claims without progress starts again.
     pub progress: bool,
+    /// Whose hands hold the workspace from now on: that worker claims the session first.
+    pub hands: Option<WorkerName>,
 }
 
 /// Whose request an answer belongs to.

@@ -1,5 +1,9 @@
 //! What black-box tests are made of: the real server as a process that can be killed, a scripted model that outlives it, and a client. Never part of the product.
 
+mod database;
+
+pub use database::Database;
+
 use anyhow::{Context, bail};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -59,6 +63,8 @@ pub struct Server {
     model: String,
     data: TempDir,
     variables: Vec<(String, String)>,
+    /// Made at the first start, if the tests are to run on PostgreSQL.
+    database: Option<Database>,
     child: Option<Child>,
     client: Client,
 }
@@ -71,6 +77,7 @@ impl Server {
             model: model.to_owned(),
             data: tempfile::Builder::new().prefix("vaquero-test-").tempdir()?,
             variables: Vec::new(),
+            database: None,
             child: None,
             client: Client::new(String::new())?,
         })
@@ -104,6 +111,7 @@ impl Server {
 
     /// Starts it and waits until it is healthy.
     pub async fn start(&mut self) -> anyhow::Result<()> {
+        self.prepare().await?;
         let mut child = self.spawn()?;
         let mut lines = BufReader::new(child.stdout.take().context("piped")?).lines();
         let base = loop {
@@ -122,8 +130,21 @@ impl Server {
 
     /// Starts it with a crash point armed and waits for its end, without asking anything of it.
     pub async fn start_doomed(&mut self) -> anyhow::Result<()> {
+        self.prepare().await?;
         let mut child = self.spawn()?;
         timeout(PATIENCE, child.wait()).await.context("it does not end")??;
+        Ok(())
+    }
+
+    /// With `VAQUERO_TEST_STORE=postgres` every server of the tests gets a database of its own.
+    async fn prepare(&mut self) -> anyhow::Result<()> {
+        let wanted = std::env::var("VAQUERO_TEST_STORE").is_ok_and(|store| store == "postgres");
+        let named = self.variables.iter().any(|(name, _)| name == "VAQUERO_DATABASE_URL");
+        if wanted && !named {
+            let database = Database::create().await?.context("a database server")?;
+            self.set("VAQUERO_DATABASE_URL", &database.url);
+            self.database = Some(database);
+        }
         Ok(())
     }
 

@@ -3,6 +3,7 @@
 pub(crate) mod demo;
 pub(crate) mod doctor;
 pub(crate) mod key;
+mod place;
 pub(crate) mod scripted_model;
 pub(crate) mod serve;
 
@@ -13,4 +14,5 @@ macro_rules! say {
         drop(writeln!(std::io::stdout(), $($words)*));
     }};
 }
+use place::Place;
 pub(crate) use say;

@@ -1,16 +1,16 @@
 //! Configuration: flags over environment over `vaquero.toml` over defaults. A value that is wrong is named together with where it came from.
 
-use anyhow::{Context, bail};
+mod sources;
+
+use anyhow::bail;
 use clap::Args;
 use figment::{
     Figment,
-    error::Kind,
     providers::{Format, Serialized, Toml},
-    value::Value,
 };
 use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
+use sources::{FromFlags, FromVariable, describe, place};
 use std::{
-    ffi::OsStr,
     net::{SocketAddr, ToSocketAddrs},
     path::{Path, PathBuf},
     time::Duration,
@@ -23,7 +23,8 @@ use vaquero_model::ModelInfo;
 const NOT_SETTINGS: [&str; 3] = ["CONFIG", "CRASH_POINT", "DEMO_MODEL"];
 
 /// Settings that are numbers.
-const NUMBERS: [&str; 14] = [
+const NUMBERS: [&str; 15] = [
+    "database_connections",
     "sandbox_idle_seconds",
     "sandbox_memory_mb",
     "sandbox_processes",
@@ -135,14 +136,22 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "FORMAT")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) log_format: Option<String>,
-    /// For a later release: PostgreSQL instead of the embedded store.
+    /// PostgreSQL instead of the embedded store: `postgres://USER:PASSWORD@HOST:PORT/DATABASE`, shared by any number of servers.
     #[arg(long, value_name = "URL")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) database_url: Option<String>,
-    /// For a later release: `api` or `worker` alone.
+    /// Most connections to PostgreSQL.
+    #[arg(long, value_name = "COUNT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) database_connections: Option<usize>,
+    /// What this server does: `all`, or with PostgreSQL also `api` or `worker` alone.
     #[arg(long, value_name = "ROLE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) role: Option<String>,
+    /// The name of this server among those that share a database [default: made once and kept in the data directory].
+    #[arg(long, value_name = "NAME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) node: Option<String>,
     /// For a later release: private networks that sandboxes may reach.
     #[arg(long, value_name = "CIDR,…")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -167,6 +176,18 @@ pub(crate) enum LimitsChoice {
     Enforced,
     /// Weaker where there are none.
     Degraded,
+}
+
+/// What a server does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Role {
+    /// Everything.
+    All,
+    /// It answers clients and runs nothing.
+    Api,
+    /// It runs turns and answers no clients.
+    Worker,
 }
 
 /// How log lines look.
@@ -212,7 +233,9 @@ pub(crate) struct Config {
     #[serde(default)]
     pub(crate) models: Vec<ModelInfo>,
     pub(crate) database_url: Option<String>,
-    pub(crate) role: Option<String>,
+    pub(crate) database_connections: usize,
+    pub(crate) role: Role,
+    pub(crate) node: Option<String>,
     pub(crate) egress_allow_private: Option<String>,
 }
 
@@ -258,7 +281,9 @@ impl Default for Config {
             log_format: LogFormat::Text,
             models: Vec::new(),
             database_url: None,
-            role: None,
+            database_connections: 16,
+            role: Role::All,
+            node: None,
             egress_allow_private: None,
         }
     }
@@ -292,16 +317,22 @@ impl Config {
 
     fn checked(mut self, figment: &Figment) -> anyhow::Result<Self> {
         let source = |name: &str| figment.find_metadata(name).map(place).unwrap_or_default();
-        for (setting, flag) in [
-            (&self.database_url, "--database-url (PostgreSQL)"),
-            (&self.role, "--role"),
-            (&self.egress_allow_private, "--egress-allow-private"),
-        ] {
-            if setting.is_some() {
-                bail!(
-                    "{flag} is for a later release of Vaquero; this one does not have it yet. Leave it out"
-                );
-            }
+        if self.egress_allow_private.is_some() {
+            bail!(
+                "--egress-allow-private is for a later release of Vaquero; this one does not have it yet. Leave it out"
+            );
+        }
+        if self.role != Role::All && self.database_url.is_none() {
+            bail!(
+                "role: only servers that share a database can be `api` or `worker` alone; set database_url as well — from {}",
+                source("role")
+            );
+        }
+        if self.node.as_ref().is_some_and(|name| !is_name(name)) {
+            bail!(
+                "node: must be 1 to 64 characters of A-Z a-z 0-9 . _ - — from {}",
+                source("node")
+            );
         }
         if Rates::preset(&self.rate_limits).is_none() {
             bail!(
@@ -363,60 +394,9 @@ impl Config {
     }
 }
 
-/// One variable as a source of its own. Text stays text: a key of digits alone is no number.
-struct FromVariable {
-    variable: String,
-    setting: String,
-    value: Value,
-}
-
-impl FromVariable {
-    fn of(name: &OsStr, value: &OsStr) -> anyhow::Result<Option<Self>> {
-        let Some(variable) = name.to_str() else { return Ok(None) };
-        let Some(setting) = variable.strip_prefix("VAQUERO_") else { return Ok(None) };
-        if NOT_SETTINGS.contains(&setting) || is_of_a_cluster(setting) {
-            return Ok(None);
-        }
-        let Some(text) = value.to_str() else { bail!("{variable}: the value is not valid UTF-8") };
-        if text.is_empty() {
-            return Ok(None);
-        }
-        let setting = setting.to_ascii_lowercase();
-        let value = match text.parse::<u64>() {
-            Ok(number) if NUMBERS.contains(&setting.as_str()) => Value::from(number),
-            _ => Value::from(text),
-        };
-        Ok(Some(Self { variable: variable.to_owned(), setting, value }))
-    }
-}
-
-/// What Kubernetes adds to every container for a service that is called `vaquero`.
-fn is_of_a_cluster(setting: &str) -> bool {
-    setting == "PORT" || setting.starts_with("PORT_") || setting.starts_with("SERVICE_")
-}
-
-impl figment::Provider for FromVariable {
-    fn metadata(&self) -> figment::Metadata {
-        figment::Metadata::named(format!("variable {}", self.variable))
-    }
-
-    fn data(&self) -> figment::Result<figment::value::Map<figment::Profile, figment::value::Dict>> {
-        let dict = figment::value::Dict::from([(self.setting.clone(), self.value.clone())]);
-        Ok(figment::value::Map::from([(figment::Profile::Default, dict)]))
-    }
-}
-
-/// The flags as a source of their own, so that errors name it.
-struct FromFlags(ServeArgs);
-
-impl figment::Provider for FromFlags {
-    fn metadata(&self) -> figment::Metadata {
-        figment::Metadata::named("command line")
-    }
-
-    fn data(&self) -> figment::Result<figment::value::Map<figment::Profile, figment::value::Dict>> {
-        Serialized::defaults(&self.0).data()
-    }
+fn is_name(name: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    (1..=64).contains(&name.len()) && name.bytes().all(allowed)
 }
 
 /// `HOST:PORT`; a name is resolved, and its first address taken.
@@ -426,37 +406,4 @@ fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::
     found.ok_or_else(|| {
         D::Error::custom(format!("`{text}` is no address; write HOST:PORT, such as 127.0.0.1:7777"))
     })
-}
-
-/// Where a setting came from, for a person.
-fn place(metadata: &figment::Metadata) -> String {
-    match &metadata.source {
-        Some(source) => format!("{} ({source})", metadata.name),
-        None => metadata.name.to_string(),
-    }
-}
-
-fn describe(error: &figment::Error) -> anyhow::Error {
-    let mut lines = Vec::new();
-    for single in error.clone() {
-        let place = single.metadata.as_ref().map_or_else(|| "the settings".to_owned(), place);
-        let path = single.path.join(".");
-        let what = match &single.kind {
-            Kind::UnknownField(..) => {
-                "there is no such setting; `vaquero serve --help` lists them".to_owned()
-            }
-            Kind::InvalidType(found, expected) if expected.starts_with(['u', 'i']) => {
-                format!("expected a whole number, found {found}")
-            }
-            kind => kind.to_string(),
-        };
-        lines.push(format!("{path}: {what} — from {place}"));
-    }
-    anyhow::anyhow!("{}", lines.join("; "))
-}
-
-/// The data directory alone, for commands that need no more.
-pub(crate) fn data_dir(given: Option<&PathBuf>) -> anyhow::Result<PathBuf> {
-    let args = ServeArgs { data_dir: given.cloned(), ..ServeArgs::default() };
-    Ok(Config::load(&args).context("the settings cannot be read")?.data_dir)
 }

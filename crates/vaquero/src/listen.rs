@@ -19,11 +19,11 @@ const HEAD: Duration = Duration::from_secs(60);
 /// Serves until `stop`, then waits for requests under way (at most `grace`).
 pub(crate) async fn serve(
     listener: TcpListener,
+    router: Router,
     app: App,
     stop: CancellationToken,
     grace: Duration,
 ) {
-    let router = vaquero_api::router(app.clone());
     let connections = TaskTracker::new();
     loop {
         let accepted = tokio::select! {

@@ -5,6 +5,7 @@ mod commands;
 mod config;
 mod listen;
 mod server;
+mod stores;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;

@@ -1,9 +1,10 @@
-//! A running server: every part made, wired and, at the end, taken down in order. The only place that names a concrete store.
+//! A running server: every part made, wired and, at the end, taken down in order.
 
 use crate::{
     admin,
-    config::{Config, LimitsChoice, SandboxChoice},
+    config::{Config, LimitsChoice, Role, SandboxChoice},
     listen,
+    stores::Opened,
 };
 use anyhow::Context;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
@@ -17,8 +18,6 @@ use tokio_util::sync::CancellationToken;
 use vaquero_api::{App, ModelList, Parts, Rates, Settings, keys};
 use vaquero_model::{Anthropic, AnthropicConfig, ModelProvider, Unconfigured};
 use vaquero_sandbox::{ComputeProvider, LimitsMode, LocalConfig, LocalProvider, UnsafeHost};
-use vaquero_store::{LocalLive, SharedStore};
-use vaquero_store_sqlite::SqliteStore;
 use vaquero_types::{RandomIds, SystemClock, WorkspaceId};
 use vaquero_worker::{Worker, World};
 
@@ -31,10 +30,12 @@ pub(crate) struct Server {
     pub(crate) address: SocketAddr,
     /// A key it has just made; shown nowhere else.
     pub(crate) new_key: Option<String>,
-    /// Where commands run.
-    pub(crate) compute: Arc<dyn ComputeProvider>,
+    /// Where commands run, if they run here.
+    pub(crate) compute: Option<Arc<dyn ComputeProvider>>,
+    /// What it is called among those that share its store.
+    pub(crate) node: String,
     app: App,
-    store: Arc<SqliteStore>,
+    store: Opened,
     drain: CancellationToken,
     stop_worker: CancellationToken,
     tasks: JoinSet<()>,
@@ -93,37 +94,20 @@ impl Server {
     /// Makes every part and starts serving. With `linger` the sandboxes outlive the server for a while.
     pub(crate) async fn start(config: &Config, linger: bool) -> anyhow::Result<Self> {
         let render = metrics()?;
-        let store = Arc::new(SqliteStore::open(&config.data_dir)?);
-        let shared: SharedStore = Arc::clone(&store) as SharedStore;
+        let (store, node) = Opened::open(config).await?;
+        let (shared, live) = (store.store(), store.live());
         let (clock, ids) = (Arc::new(SystemClock), Arc::new(RandomIds));
         let new_key = first_key(config, shared.as_ref()).await?;
         let models = upstream(config)?;
-        let compute = compute(config).await?;
-        let live = Arc::new(LocalLive::default());
+        let compute = if config.role == Role::Api { None } else { Some(compute(config).await?) };
         let (drain, stop_worker) = (CancellationToken::new(), CancellationToken::new());
         let (ended, ended_inbox) = unbounded_channel();
-        let world = World {
+        let app = App::new(Parts {
             store: Arc::clone(&shared),
-            live: Arc::clone(&live) as _,
-            models: Arc::clone(&models),
-            compute: Arc::clone(&compute),
-            limits: config.sandbox_limits(),
+            live: Arc::clone(&live),
             clock: Arc::clone(&clock) as _,
             ids: Arc::clone(&ids) as _,
-        };
-        let worker_config = vaquero_worker::Config {
-            slots: config.turns,
-            lease: Duration::from_secs(config.lease_seconds),
-            limits: config.limits(),
-            max_tokens: config.model_max_tokens,
-            ..vaquero_worker::Config::default()
-        };
-        let app = App::new(Parts {
-            store: shared,
-            live,
-            clock,
-            ids,
-            models: ModelList::new(models, config.models.clone()),
+            models: ModelList::new(Arc::clone(&models), config.models.clone()),
             ended,
             metrics: Arc::new(move || render.render()),
             drain: drain.clone(),
@@ -132,19 +116,43 @@ impl Server {
                 ..Settings::default()
             },
         });
+        let router = match config.role {
+            Role::All | Role::Api => vaquero_api::router(app.clone()),
+            Role::Worker => vaquero_api::worker_router(app.clone()),
+        };
         let listener = TcpListener::bind(config.listen)
             .await
             .with_context(|| format!("cannot listen on {} (listen)", config.listen))?;
         let address = listener.local_addr()?;
         let mut tasks = JoinSet::new();
-        tasks.spawn(listen::serve(listener, app.clone(), drain.clone(), GRACE));
-        tasks.spawn(admin::serve(config.data_dir.clone(), app.clone(), drain.clone()));
+        tasks.spawn(listen::serve(listener, router, app.clone(), drain.clone(), GRACE));
         let mut worker = JoinSet::new();
-        worker.spawn(Worker::new(world, worker_config).run(stop_worker.clone(), ended_inbox));
+        if let Some(compute) = &compute {
+            tasks.spawn(admin::serve(config.data_dir.clone(), app.clone(), drain.clone()));
+            let world = World {
+                store: shared,
+                live,
+                models,
+                compute: Arc::clone(compute),
+                limits: config.sandbox_limits(),
+                clock,
+                ids,
+            };
+            let settings = vaquero_worker::Config {
+                name: node.clone(),
+                slots: config.turns,
+                lease: Duration::from_secs(config.lease_seconds),
+                limits: config.limits(),
+                max_tokens: config.model_max_tokens,
+                ..vaquero_worker::Config::default()
+            };
+            worker.spawn(Worker::new(world, settings).run(stop_worker.clone(), ended_inbox));
+        }
         Ok(Self {
             address,
             new_key,
             compute,
+            node,
             app,
             store,
             drain,
@@ -153,6 +161,11 @@ impl Server {
             worker,
             linger,
         })
+    }
+
+    /// Which sandboxes it has.
+    pub(crate) fn sandbox(&self) -> &'static str {
+        self.compute.as_ref().map_or("none", |compute| compute.capabilities().name)
     }
 
     /// Stops: turns are handed over, streams end, requests finish, sandboxes are let go, the store is closed.
@@ -171,8 +184,10 @@ impl Server {
             tracing::warn!("some streams did not end in time");
         }
         while self.tasks.join_next().await.is_some() {}
-        self.compute.shutdown(self.linger).await;
-        self.store.close();
+        if let Some(compute) = &self.compute {
+            compute.shutdown(self.linger).await;
+        }
+        self.store.close().await;
     }
 }
 

@@ -237,6 +237,10 @@ async fn a_full_disk_is_said_and_nothing_is_lost() -> anyhow::Result<()> {
         // Only root can make a small disk.
         return Ok(());
     }
+    if std::env::var("VAQUERO_TEST_STORE").is_ok_and(|store| store == "postgres") {
+        // The disk is the embedded store's.
+        return Ok(());
+    }
     let model = Model::start().await?;
     let place = tempfile::tempdir()?;
     let wrapper = place.path().join("vaquero-on-a-small-disk");

@@ -34,7 +34,7 @@ type Case<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)], &'a str);
 fn a_wrong_setting_is_named_with_its_source() {
     let place = tempfile::tempdir().expect("a directory");
     std::fs::write(place.path().join("bad.toml"), "turns = \"x\"\n").expect("written");
-    let wrong: [Case<'_>; 12] = [
+    let wrong: [Case<'_>; 15] = [
         (
             &["serve", "--listen", "nowhere"],
             &[],
@@ -64,11 +64,18 @@ fn a_wrong_setting_is_named_with_its_source() {
         (&["serve", "--sandbox", "moon"], &[], "sandbox:"),
         (&["serve", "--rate-limits", "some"], &[], "rate_limits: `some` is not a preset"),
         (
-            &["serve", "--database-url", "postgres://x"],
+            &["serve", "--database-url", "mysql://x/y"],
             &[],
-            "--database-url (PostgreSQL) is for a later release",
+            "the database URL cannot be used: it must begin with postgres://",
         ),
-        (&["serve", "--role", "api"], &[], "--role is for a later release"),
+        (
+            &["serve"],
+            &[("VAQUERO_DATABASE_URL", "postgres://u:secret@127.0.0.1:1/d")],
+            "the database 127.0.0.1:1/d cannot be reached",
+        ),
+        (&["serve", "--role", "api"], &[], "role: only servers that share a database"),
+        (&["serve", "--role", "queen"], &[], "role:"),
+        (&["serve", "--node", "a b"], &[], "node: must be 1 to 64 characters"),
         (&["serve"], &[("VAQUERO_ANTHROPIC_API_KEY", "vq_mine")], "one of this server's own"),
         (&["serve"], &[("VAQUERO_API_KEY", "short")], "VAQUERO_API_KEY cannot be used"),
     ];

@@ -89,8 +89,21 @@ impl Store for Doubtful {
         self.store.sessions(query).await
     }
 
-    async fn session_ids(&self) -> Result<Vec<SessionId>, StoreError> {
-        self.store.session_ids().await
+    async fn kept_by(
+        &self,
+        worker: &WorkerName,
+        ids: &[SessionId],
+    ) -> Result<Vec<SessionId>, StoreError> {
+        self.store.kept_by(worker, ids).await
+    }
+
+    async fn heartbeat(
+        &self,
+        worker: &WorkerName,
+        ttl: Duration,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        self.store.heartbeat(worker, ttl, now).await
     }
 
     async fn threads(&self, session: &SessionId) -> Result<Vec<Thread>, StoreError> {
@@ -191,8 +204,8 @@ impl ComputeProvider for Doubled<LocalProvider> {
         self.0.destroy(session).await
     }
 
-    async fn reap(&self, keep: &BTreeSet<String>) -> Result<usize, SandboxError> {
-        self.0.reap(keep).await
+    async fn sessions(&self) -> Result<BTreeSet<String>, SandboxError> {
+        self.0.sessions().await
     }
 
     async fn shutdown(&self, linger: bool) {

@@ -4,6 +4,7 @@ mod ask;
 pub mod crash;
 mod hands;
 mod kept;
+mod reap;
 mod run;
 mod turn;
 

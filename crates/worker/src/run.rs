@@ -1,10 +1,16 @@
 //! The worker: as many turns at once as it has slots, each in a task of its own, until it is told to stop.
 
-use crate::{World, crash, kept::Kept, turn::Turn};
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use crate::{
+    World, crash,
+    kept::Kept,
+    reap::{Active, Reaper},
+    turn::Turn,
+};
+use std::{sync::Arc, time::Duration};
 use tokio::{
     sync::{Semaphore, mpsc},
     task::JoinSet,
+    time::MissedTickBehavior,
 };
 use tokio_util::sync::CancellationToken;
 use vaquero_core::Limits;
@@ -56,8 +62,15 @@ impl Worker {
     /// Works until `stop`, then hands its turns over and returns. `ended` names sessions whose sandbox and workspace are to go.
     pub async fn run(self, stop: CancellationToken, ended: mpsc::UnboundedReceiver<SessionId>) {
         let mut background = JoinSet::new();
-        let kept = Kept::default();
-        background.spawn(reap(self.world.clone(), kept.clone(), ended, stop.clone()));
+        let (kept, active) = (Kept::default(), Active::default());
+        let reaper = Reaper {
+            world: self.world.clone(),
+            name: self.config.name.clone(),
+            kept: kept.clone(),
+            active: active.clone(),
+        };
+        background.spawn(reaper.run(ended, stop.clone()));
+        background.spawn(beat(self.world.clone(), self.config.clone(), stop.clone()));
         let slots = Arc::new(Semaphore::new(self.config.slots));
         let mut turns = JoinSet::new();
         while !stop.is_cancelled() {
@@ -76,8 +89,9 @@ impl Worker {
                 claimed.lease,
                 stop.clone(),
             );
+            let active = active.enter(&claimed.row.id);
             turns.spawn(async move {
-                let _permit = permit;
+                let _guards = (permit, active);
                 turn.run(claimed.row).await;
             });
             while let Some(done) = turns.try_join_next() {
@@ -117,45 +131,21 @@ impl Worker {
     }
 }
 
+/// Says that this worker lives, as long as it does: its sessions are left to it.
+async fn beat(world: World, config: Config, stop: CancellationToken) {
+    let mut beats = tokio::time::interval(config.lease / 3);
+    beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    while stop.run_until_cancelled(beats.tick()).await.is_some() {
+        let now = world.clock.now();
+        if let Err(error) = world.store.heartbeat(&config.name, config.lease, now).await {
+            tracing::warn!(%error, "the store does not hear that this worker lives");
+        }
+    }
+}
+
 fn note(done: Result<(), tokio::task::JoinError>) {
     if let Err(error) = done {
         metrics::counter!("vaquero_turn_panics_total").increment(1);
         tracing::error!(%error, "a turn panicked; its session will be claimed again");
-    }
-}
-
-/// Removes what belongs to sessions that are gone: first all that earlier servers left, then each as it ends.
-async fn reap(
-    world: World,
-    kept: Kept,
-    mut ended: mpsc::UnboundedReceiver<SessionId>,
-    stop: CancellationToken,
-) {
-    match world.store.session_ids().await {
-        Ok(ids) => {
-            let keep: BTreeSet<String> = ids.iter().map(|id| id.as_str().to_owned()).collect();
-            match world.compute.reap(&keep).await {
-                Ok(0) => {}
-                Ok(count) => tracing::info!(
-                    count,
-                    "removed sandboxes and workspaces of sessions that are gone"
-                ),
-                Err(error) => {
-                    tracing::warn!(%error, "cannot remove what is left of deleted sessions")
-                }
-            }
-        }
-        Err(error) => tracing::warn!(%error, "cannot list sessions; nothing is reaped"),
-    }
-    loop {
-        let session = tokio::select! {
-            session = ended.recv() => session,
-            () = stop.cancelled() => return,
-        };
-        let Some(session) = session else { return };
-        kept.forget(&session);
-        if let Err(error) = world.compute.destroy(session.as_str()).await {
-            tracing::warn!(%session, %error, "cannot remove the sandbox of a session that ended; the next start tries again");
-        }
     }
 }

@@ -342,6 +342,7 @@ impl Turn {
                 activity: batch.activity,
                 ready: batch.ends.then_some(false),
                 progress: batch.progress,
+                hands: batch.new_hands.then(|| self.config.name.clone()),
                 ..SessionChange::default()
             },
         })];

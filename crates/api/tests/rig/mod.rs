@@ -1,4 +1,4 @@
-//! The API on the in-memory store, with time and ids that repeat: requests go through the real router, nothing listens.
+//! The API on the in-memory store, or on PostgreSQL with `VAQUERO_TEST_STORE=postgres`, with time and ids that repeat: requests go through the real router, nothing listens.
 #![allow(dead_code, reason = "each test file uses its own part of the rig")]
 
 use axum::{
@@ -19,6 +19,8 @@ use tower::ServiceExt;
 use vaquero_api::{App, ModelList, Parts, Rates, Settings, keys};
 use vaquero_model::Unconfigured;
 use vaquero_store::{LocalLive, MemoryStore, SharedStore};
+use vaquero_store_postgres::{PostgresConfig, PostgresStore};
+use vaquero_testkit::Database;
 use vaquero_types::{Clock, IdGen, SessionId, Timestamp};
 
 pub(crate) const KEY: &str = "test-key-0123456789";
@@ -45,6 +47,7 @@ impl IdGen for Counting {
 pub(crate) struct Rig {
     pub(crate) store: SharedStore,
     pub(crate) live: Arc<LocalLive>,
+    _database: Option<Database>,
     pub(crate) ended: mpsc::UnboundedReceiver<SessionId>,
     pub(crate) app: App,
     router: Router,
@@ -86,6 +89,21 @@ impl Answer {
     }
 }
 
+/// The store under test.
+async fn store() -> (SharedStore, Option<Database>) {
+    if std::env::var("VAQUERO_TEST_STORE").is_ok_and(|store| store == "postgres") {
+        let database = Database::create().await.expect("a server").expect("it is there");
+        let config = PostgresConfig {
+            clock: vaquero_store_postgres::Clock::Caller,
+            connections: 6,
+            ..PostgresConfig::new(&database.url)
+        };
+        let store = PostgresStore::open(&config, "rig").await.expect("it opens");
+        return (Arc::new(store), Some(database));
+    }
+    (Arc::new(MemoryStore::default()), None)
+}
+
 impl Rig {
     pub(crate) async fn new() -> Self {
         Self::with(Settings::default()).await
@@ -96,7 +114,7 @@ impl Rig {
     }
 
     pub(crate) async fn with(settings: Settings) -> Self {
-        let store: SharedStore = Arc::new(MemoryStore::default());
+        let (store, database) = store().await;
         let (clock, ids) = (Arc::new(Ticking(AtomicI64::new(0))), Arc::new(Counting::default()));
         keys::accept(store.as_ref(), clock.as_ref(), ids.as_ref(), KEY).await.expect("accepted");
         let live = Arc::new(LocalLive::default());
@@ -112,7 +130,8 @@ impl Rig {
             drain: CancellationToken::new(),
             settings,
         });
-        Self { store, live, ended, router: vaquero_api::router(app.clone()), app }
+        let router = vaquero_api::router(app.clone());
+        Self { store, live, _database: database, ended, app, router }
     }
 
     /// Sends a request as it is.

@@ -54,8 +54,8 @@ impl ComputeProvider for UnsafeHost {
         self.local.destroy(session).await
     }
 
-    async fn reap(&self, keep: &BTreeSet<String>) -> Result<usize, SandboxError> {
-        self.local.reap(keep).await
+    async fn sessions(&self) -> Result<BTreeSet<String>, SandboxError> {
+        self.local.sessions().await
     }
 
     async fn shutdown(&self, linger: bool) {

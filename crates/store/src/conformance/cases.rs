@@ -1,7 +1,7 @@
 //! The cases, each named after the promise it holds a store to.
 
 use super::fixture::{
-    PATIENCE, TTL, append, at, by, claimed, document, event, log, message, names, new_session, put,
+    PATIENCE, append, at, by, claimed, document, event, log, message, names, new_session, put,
     record, session_id, thread_id, workspace,
 };
 use crate::{
@@ -177,83 +177,6 @@ pub(super) async fn clients_are_checked_against_the_revision(store: SharedStore)
     assert_eq!(row.gate.unanswered(), [EventId::from_wire("sevt_2")]);
 }
 
-pub(super) async fn workers_are_fenced_by_epoch(store: SharedStore) {
-    store.commit(vec![new_session("s", 1)], at(1)).await.expect("created");
-    message(&store, "s", "m", 2).await.expect("accepted");
-    let old = claimed(&store, 3).await;
-    let new = claimed(&store, 3 + 60).await;
-    let write = |lease| append("s", by(lease), vec![event("s", "1")], SessionChange::default());
-    let refused = store.commit(vec![write(&old)], at(70)).await;
-    assert!(matches!(refused, Err(CommitError::LeaseLost { .. })));
-    assert!(matches!(store.renew(&old, TTL, at(70)).await, Err(CommitError::LeaseLost { .. })));
-    assert!(matches!(store.release(&old, false).await, Err(CommitError::LeaseLost { .. })));
-    store.commit(vec![write(&new)], at(70)).await.expect("the new holder writes");
-}
-
-pub(super) async fn the_last_append_sees_what_clients_wrote(store: SharedStore) {
-    store.commit(vec![new_session("s", 1)], at(1)).await.expect("created");
-    message(&store, "s", "m1", 2).await.expect("accepted");
-    let lease = claimed(&store, 3).await;
-    message(&store, "s", "m2", 4).await.expect("accepted");
-    let idle = |seen| {
-        let author = Author::Worker { epoch: lease.epoch, seen: Some(seen) };
-        let change = SessionChange { ready: Some(false), ..SessionChange::default() };
-        append("s", author, vec![event("s", "idle")], change)
-    };
-    assert!(matches!(store.commit(vec![idle(1)], at(5)).await, Err(CommitError::Grown)));
-    store.commit(vec![idle(2)], at(6)).await.expect("nothing unseen");
-    let nothing = store.claim(&"w".to_owned(), TTL, at(7)).await.expect("claimable");
-    assert_eq!(nothing, None, "the turn ended and gave up its lease");
-}
-
-pub(super) async fn the_oldest_ready_session_is_claimed_once(store: SharedStore) {
-    for (name, second) in [("a", 30), ("b", 20), ("c", 40)] {
-        store.commit(vec![new_session(name, 1)], at(1)).await.expect("created");
-        message(&store, name, &format!("m{name}"), second).await.expect("accepted");
-    }
-    let mut claims = JoinSet::new();
-    for _ in 0..8 {
-        let store = Arc::clone(&store);
-        claims.spawn(
-            async move { store.claim(&"w".to_owned(), TTL, at(50)).await.expect("claimable") },
-        );
-    }
-    let found: Vec<_> =
-        claims.join_all().await.into_iter().flatten().map(|found| found.lease.session).collect();
-    assert_eq!(found.len(), 3);
-    assert_eq!(found.iter().collect::<BTreeSet<_>>().len(), 3);
-    let again = claimed(&store, 50 + 31).await;
-    assert_eq!(again.session, session_id("b"), "the one that was ready first comes back first");
-}
-
-pub(super) async fn leases_expire_renew_and_are_handed_over(store: SharedStore) {
-    store.commit(vec![new_session("s", 1)], at(1)).await.expect("created");
-    message(&store, "s", "m", 2).await.expect("accepted");
-    let lease = claimed(&store, 10).await;
-    store.renew(&lease, TTL, at(30)).await.expect("renewed");
-    let early = store.claim(&"w".to_owned(), TTL, at(50)).await.expect("claimable");
-    assert_eq!(early, None, "the renewal counts");
-    store.release(&lease, true).await.expect("released");
-    let next = claimed(&store, 51).await;
-    assert_eq!(next.claims, 1, "a handover is no failure");
-    assert!(next.epoch > lease.epoch);
-}
-
-pub(super) async fn claims_without_progress_are_counted(store: SharedStore) {
-    store.commit(vec![new_session("s", 1)], at(1)).await.expect("created");
-    message(&store, "s", "m", 2).await.expect("accepted");
-    for round in 1..=3 {
-        assert_eq!(claimed(&store, i64::from(round) * 100).await.claims, round);
-    }
-    let lease = claimed(&store, 400).await;
-    let change = SessionChange { progress: true, ..SessionChange::default() };
-    store
-        .commit(vec![append("s", by(&lease), vec![event("s", "1")], change)], at(401))
-        .await
-        .expect("appended");
-    assert_eq!(claimed(&store, 500).await.claims, 1);
-}
-
 fn all_events() -> EventQuery {
     EventQuery {
         session: session_id("s"),
@@ -384,7 +307,8 @@ pub(super) async fn a_deleted_session_leaves_a_tombstone(store: SharedStore) {
     assert!(store.position(&id).await.expect("readable").expect("known").deleted);
     let late = append("s", by(&lease), vec![event("s", "late")], SessionChange::default());
     assert!(matches!(store.commit(vec![late], at(103)).await, Err(CommitError::LeaseLost { .. })));
-    assert!(store.session_ids().await.expect("readable").is_empty());
+    let kept = store.kept_by(&"w".to_owned(), &[session_id("s")]).await.expect("readable");
+    assert!(kept.is_empty());
     timeout(PATIENCE, store.wait_past(&id, left[0].seq))
         .await
         .expect("never blocks again")
@@ -509,49 +433,6 @@ pub(super) async fn nobody_waiting_for_growth_is_missed(store: SharedStore) {
         }
     }
     timeout(PATIENCE, followers.join_all()).await.expect("every follower reaches the end");
-}
-
-pub(super) async fn nobody_waiting_for_work_is_missed(store: SharedStore) {
-    const SESSIONS: usize = 30;
-    let mut workers = JoinSet::new();
-    for _ in 0..4 {
-        let store = Arc::clone(&store);
-        workers.spawn(async move {
-            let mut done = 0;
-            loop {
-                match store.claim(&"w".to_owned(), TTL, at(10)).await.expect("claimable") {
-                    Some(crate::Claimed { lease, .. }) => {
-                        let change =
-                            SessionChange { ready: Some(false), ..SessionChange::default() };
-                        let author = Author::Worker { epoch: lease.epoch, seen: None };
-                        let write = Write::Append(crate::Append {
-                            session: lease.session,
-                            author,
-                            records: Vec::new(),
-                            change,
-                        });
-                        store.commit(vec![write], at(11)).await.expect("finished");
-                        done += 1;
-                    }
-                    // The end of the case is the only time that nothing is ready for so long.
-                    None => {
-                        if timeout(Duration::from_millis(1_500), store.wait_ready()).await.is_err()
-                        {
-                            return done;
-                        }
-                    }
-                }
-            }
-        });
-    }
-    for number in 0..SESSIONS {
-        let name = format!("w{number}");
-        store.commit(vec![new_session(&name, 1)], at(1)).await.expect("created");
-        message(&store, &name, &format!("m{number}"), 2).await.expect("accepted");
-    }
-    let done: usize =
-        timeout(PATIENCE, workers.join_all()).await.expect("all end").into_iter().sum();
-    assert_eq!(done, SESSIONS);
 }
 
 pub(super) async fn concurrent_appends_leave_no_gap(store: SharedStore) {

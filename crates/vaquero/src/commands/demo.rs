@@ -2,7 +2,7 @@
 
 use super::{say, serve::runtime};
 use crate::{
-    config::{Config, LimitsChoice, ServeArgs},
+    config::{Config, LimitsChoice, Role, ServeArgs},
     server::Server,
 };
 use anyhow::{Context, bail};
@@ -61,6 +61,8 @@ async fn demo(args: &Args) -> anyhow::Result<ExitCode> {
     config.listen = SocketAddr::from(([127, 0, 0, 1], 0));
     config.data_dir = directory.path().join("data");
     config.api_key = None;
+    config.database_url = None;
+    config.role = Role::All;
     config.sandbox_limits = LimitsChoice::Degraded;
     let mut background = JoinSet::new();
     let model = if config.anthropic_api_key.is_some() {
@@ -77,7 +79,8 @@ async fn demo(args: &Args) -> anyhow::Result<ExitCode> {
         "scripted".to_owned()
     };
     let server = Server::start(&config, false).await?;
-    let capabilities = server.compute.capabilities();
+    let compute = server.compute.as_ref().context("a server that runs turns has hands")?;
+    let capabilities = compute.capabilities();
     if capabilities.limits == LimitsState::Degraded {
         paint.line("33", "limits", "there are no cgroups for this user: sandboxes are isolated, but their limits are weaker\n(--sandbox-limits=degraded). Run as root to have them enforced.");
     }
@@ -231,7 +234,8 @@ async fn show_file(server: &Server, session: &str, paint: &Paint) -> anyhow::Res
 async fn read_back(server: &Server, session: &str) -> anyhow::Result<String> {
     let key = SandboxKey::default_of(session);
     let far = u64::from(u32::MAX);
-    let sandbox = server.compute.attach(&key, 1, far).await?.context("the sandbox is gone")?;
+    let compute = server.compute.as_ref().context("a server that runs turns has hands")?;
+    let sandbox = compute.attach(&key, 1, far).await?.context("the sandbox is gone")?;
     let fence = vaquero_sandbox::Fence { epoch: far, generation: 1 };
     let bytes = sandbox.read_file("/workspace/fibonacci.txt", 64 << 10, fence).await?;
     Ok(String::from_utf8(bytes)?)

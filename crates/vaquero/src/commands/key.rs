@@ -1,22 +1,21 @@
 //! `vaquero key`: keys of a data directory, whether or not a server has it open.
 
-use super::{say, serve::runtime};
+use super::{Place, say, serve::runtime};
 use crate::{
     admin::{self, Ask, Told},
-    config,
+    stores::Opened,
 };
 use anyhow::bail;
 use clap::Subcommand;
-use std::{path::PathBuf, process::ExitCode};
+use std::process::ExitCode;
 use vaquero_api::keys::{self, ApiKey};
-use vaquero_store_sqlite::{OpenError, SqliteStore};
+use vaquero_store::Store;
 use vaquero_types::{RandomIds, SystemClock};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The data directory [default: ./vaquero-data].
-    #[arg(long, global = true, value_name = "DIRECTORY")]
-    data_dir: Option<PathBuf>,
+    #[command(flatten)]
+    place: Place,
     #[command(subcommand)]
     command: Command,
 }
@@ -42,7 +41,7 @@ enum Command {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let data_dir = config::data_dir(args.data_dir.as_ref())?;
+    let config = args.place.config()?;
     let ask = match &args.command {
         Command::Create { environment: Some(_), .. } => {
             bail!("--environment: keys for self-hosted workers are for a later release of Vaquero")
@@ -54,11 +53,16 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         Command::List => Ask::KeyList,
         Command::Revoke { id } => Ask::KeyRevoke { id: id.clone() },
     };
-    let told = match SqliteStore::open(&data_dir) {
-        Ok(store) => runtime()?.block_on(directly(&store, ask))?,
-        Err(OpenError::Locked { .. }) => admin::ask(&data_dir, &ask)?,
-        Err(error) => return Err(error.into()),
-    };
+    let told = runtime()?.block_on(async {
+        match Opened::open_for_command(&config).await? {
+            Some(opened) => {
+                let told = directly(opened.store().as_ref(), ask).await;
+                opened.close().await;
+                told
+            }
+            None => admin::ask(&config.data_dir, &ask),
+        }
+    })?;
     match told {
         Told::Key(key) => say!("{key}"),
         Told::Keys(keys) => keys.iter().for_each(show),
@@ -77,7 +81,7 @@ fn show(key: &ApiKey) {
     say!("{}  {}  {}  created {}  {state}", key.id, key.workspace, key.hint, key.created_at);
 }
 
-async fn directly(store: &SqliteStore, ask: Ask) -> anyhow::Result<Told> {
+async fn directly(store: &dyn Store, ask: Ask) -> anyhow::Result<Told> {
     Ok(match ask {
         Ask::KeyCreate { workspace } => {
             let workspace = keys::workspace(&workspace)?;

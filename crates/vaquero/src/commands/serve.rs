@@ -46,7 +46,7 @@ async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
         say!("API key (shown this once; keep it): {key}");
     }
     say!("Vaquero listens on http://{}", server.address);
-    tracing::info!(address = %server.address, data_dir = %config.data_dir.display(), sandbox = server.compute.capabilities().name, "ready");
+    tracing::info!(address = %server.address, data_dir = %config.data_dir.display(), sandbox = server.sandbox(), node = server.node, "ready");
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}

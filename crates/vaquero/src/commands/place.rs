@@ -1,0 +1,32 @@
+//! Which store a command works on: the one a server with the same settings would open.
+
+use crate::config::{Config, ServeArgs};
+use anyhow::Context;
+use std::path::PathBuf;
+
+/// The flags that name a store.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Place {
+    /// The data directory [default: ./vaquero-data].
+    #[arg(long, global = true, value_name = "DIRECTORY")]
+    data_dir: Option<PathBuf>,
+    /// The PostgreSQL database, if servers share one.
+    #[arg(long, global = true, value_name = "URL")]
+    database_url: Option<String>,
+    /// A configuration file [default: ./vaquero.toml, if there is one].
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+impl Place {
+    /// The settings, with these flags over them.
+    pub(crate) fn config(&self) -> anyhow::Result<Config> {
+        let args = ServeArgs {
+            data_dir: self.data_dir.clone(),
+            database_url: self.database_url.clone(),
+            config: self.config.clone(),
+            ..ServeArgs::default()
+        };
+        Config::load(&args).context("the settings cannot be read")
+    }
+}
