@@ -3,7 +3,7 @@
 
 mod notes;
 
-use crate::{connect::Database, read::Readers};
+use crate::{clock::DatabaseClock, connect::Database, read::Readers};
 use notes::{Heard, Notes, Telling};
 use std::{
     collections::HashMap,
@@ -32,7 +32,7 @@ const INTEREST_LASTS: Duration = Duration::from_secs(15);
 const READY_POLL: Duration = Duration::from_millis(500);
 /// How many of those polls also look for sessions that grew.
 const GROWN_EVERY: u32 = 3;
-/// How long a connection may be silent before it is asked whether it still stands.
+/// How often the listening connection is asked for the time, and how long anything may take on it.
 const SILENCE: Duration = Duration::from_secs(5);
 
 /// A number from 0 to 1.
@@ -62,6 +62,7 @@ impl Hub {
     pub(crate) fn start(
         database: &Database,
         readers: &Arc<Readers>,
+        clock: &Arc<DatabaseClock>,
         tasks: &TaskTracker,
         stop: &CancellationToken,
     ) -> Arc<Self> {
@@ -82,7 +83,11 @@ impl Hub {
             });
         };
         spawn(Box::pin(Arc::clone(&hub).tell(database.clone(), told)));
-        spawn(Box::pin(Arc::clone(&hub).listen(database.clone(), Arc::clone(readers))));
+        spawn(Box::pin(Arc::clone(&hub).listen(
+            database.clone(),
+            Arc::clone(readers),
+            Arc::clone(clock),
+        )));
         spawn(Box::pin(Arc::clone(&hub).poll(Arc::clone(readers))));
         hub
     }
@@ -147,9 +152,14 @@ impl Hub {
     }
 
     /// Hears what others tell, on a connection that is remade when it breaks.
-    async fn listen(self: Arc<Self>, database: Database, readers: Arc<Readers>) {
+    async fn listen(
+        self: Arc<Self>,
+        database: Database,
+        readers: Arc<Readers>,
+        clock: Arc<DatabaseClock>,
+    ) {
         loop {
-            if let Err(error) = self.hear(&database, &readers).await {
+            if let Err(error) = self.hear(&database, &readers, &clock).await {
                 tracing::warn!(%error, place = %database.place, "notifications are interrupted; polling meanwhile");
             }
             sleep(READY_POLL.mul_f64(0.5 + random())).await;
@@ -160,6 +170,7 @@ impl Hub {
         &self,
         database: &Database,
         readers: &Readers,
+        clock: &DatabaseClock,
     ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         let (client, mut connection) = timeout(SILENCE, database.connect_raw()).await??;
         let (heard, mut inbox) = mpsc::unbounded_channel();
@@ -181,13 +192,17 @@ impl Hub {
             timeout(SILENCE, client.batch_execute("LISTEN vaquero")).await??;
             // What was told before this was heard by nobody here.
             self.look(readers, true).await;
+            let mut asked = Instant::now();
             loop {
                 match timeout(SILENCE, inbox.recv()).await {
                     Ok(Some(note)) => self.heard(&note),
                     Ok(None) => return Ok(()),
-                    Err(_) => {
-                        timeout(SILENCE, client.batch_execute("")).await??;
-                    }
+                    Err(_) => {}
+                }
+                if asked.elapsed() >= SILENCE {
+                    // Asks for the time, and with it whether the connection still stands.
+                    timeout(SILENCE, clock.set(&client)).await??;
+                    asked = Instant::now();
                 }
             }
         };

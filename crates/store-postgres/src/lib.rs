@@ -3,6 +3,7 @@
 //! Commits are gathered into groups, each one transaction of two round trips on one of a few connections (`writer`, `group`); what they may do is decided by the rules that
 //! every store shares (`vaquero_store::workset`). Reads have connections of their own (`read`). Servers wake each other by notifications (`hub`).
 
+mod clock;
 mod connect;
 mod group;
 mod hub;
@@ -15,6 +16,7 @@ mod writer;
 pub use group::Clock;
 
 use async_trait::async_trait;
+use clock::DatabaseClock;
 use connect::Database;
 use group::{Done, Work};
 use hub::Hub;
@@ -29,7 +31,7 @@ use vaquero_store::{
     EventPage, EventQuery, Lease, Live, Position, Record, Seq, SessionPage, SessionQuery,
     SessionRow, Snapshot, Store, StoreError, WorkerName, Write,
 };
-use vaquero_types::{EventId, SessionId, Timestamp, WorkspaceId, thread::Thread};
+use vaquero_types::{EventId, SessionId, SystemClock, Timestamp, WorkspaceId, thread::Thread};
 use writer::Writer;
 
 /// Connections that write; a group fills one while the other waits for its flush.
@@ -88,7 +90,7 @@ pub enum OpenError {
 }
 
 /// How to open a store.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct PostgresConfig {
     /// `postgres://user:password@host:port/database?sslmode=…`
     pub url: String,
@@ -96,12 +98,19 @@ pub struct PostgresConfig {
     pub connections: usize,
     /// Whose clock counts.
     pub clock: Clock,
+    /// This machine's clock.
+    pub own_clock: Arc<dyn vaquero_types::Clock>,
 }
 
 impl PostgresConfig {
     /// The usual settings for a database.
     pub fn new(url: impl Into<String>) -> Self {
-        Self { url: url.into(), connections: 16, clock: Clock::Database }
+        Self {
+            url: url.into(),
+            connections: 16,
+            clock: Clock::Database,
+            own_clock: Arc::new(SystemClock),
+        }
     }
 }
 
@@ -208,6 +217,7 @@ pub struct PostgresStore {
     readers: Arc<Readers>,
     writer: RwLock<Option<Arc<Writer>>>,
     hub: Arc<Hub>,
+    clock: Arc<DatabaseClock>,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -230,10 +240,12 @@ impl PostgresStore {
             )
             .await
             .map_err(connect::refused)?;
+        let clock = Arc::new(DatabaseClock::new(Arc::clone(&config.own_clock)));
+        clock.set(&client).await.map_err(connect::refused)?;
         let readers = Readers::new(&database, reading);
         let readers = Arc::new(readers.map_err(|error| OpenError::Refused(error.to_string()))?);
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
-        let hub = Hub::start(&database, &readers, &tasks, &stop);
+        let hub = Hub::start(&database, &readers, &clock, &tasks, &stop);
         let writer = Writer::start(&database, WRITERS, config.clock, &hub);
         hub.wakes.ready();
         Ok(Self {
@@ -241,9 +253,15 @@ impl PostgresStore {
             readers,
             writer: RwLock::new(Some(Arc::new(writer))),
             hub,
+            clock,
             stop,
             tasks,
         })
+    }
+
+    /// The time all servers of this database go by.
+    pub fn clock(&self) -> Arc<dyn vaquero_types::Clock> {
+        Arc::clone(&self.clock) as Arc<dyn vaquero_types::Clock>
     }
 
     /// Where deltas go and come from, on this server and others.

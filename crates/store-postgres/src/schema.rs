@@ -46,6 +46,8 @@ const MIGRATIONS: &[&str] = &[r#"
     CREATE TABLE log (
         session bigint NOT NULL, seq bigint NOT NULL, kind smallint NOT NULL, event_id text COLLATE "C" NOT NULL,
         thread text COLLATE "C" NOT NULL, event_type text COLLATE "C" NOT NULL, at bigint NOT NULL, body text NOT NULL,
+        -- Of the lease it was written under; none for what clients wrote.
+        epoch bigint,
         PRIMARY KEY (session, seq)
     );
     CREATE UNIQUE INDEX log_event ON log (session, event_id, kind);

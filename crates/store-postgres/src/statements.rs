@@ -74,8 +74,8 @@ statements! {
     delete_snapshots: "DELETE FROM snapshots WHERE session = ANY($1)",
     delete_bodies: "DELETE FROM bodies WHERE session = ANY($1)",
     delete_answers: "DELETE FROM answers WHERE session = ANY($1)",
-    insert_log: "INSERT INTO log (session, seq, kind, event_id, thread, event_type, at, body) \
-        SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::smallint[], $4::text[], $5::text[], $6::text[], $7::bigint[], $8::text[])",
+    insert_log: "INSERT INTO log (session, seq, kind, event_id, thread, event_type, at, body, epoch) \
+        SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::smallint[], $4::text[], $5::text[], $6::text[], $7::bigint[], $8::text[], $9::bigint[])",
     put_snapshots: "INSERT INTO snapshots (session, seq, version, body) SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::integer[], $4::bytea[]) \
         ON CONFLICT (session) DO UPDATE SET seq = excluded.seq, version = excluded.version, body = excluded.body",
     old_answers: "DELETE FROM answers WHERE at < $1",

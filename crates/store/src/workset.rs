@@ -5,7 +5,7 @@
 
 mod session;
 
-pub use session::{Session, SessionState};
+pub use session::{Grown, Session, SessionState};
 
 use crate::{
     Answer, AnswerKey, Author, CommitError, Committed, Document, Expect, Lease, RecordKind,

@@ -1,11 +1,14 @@
 //! What black-box tests are made of: the real server as a process that can be killed, a scripted model that outlives it, and a client. Never part of the product.
 
 mod database;
+mod proxy;
 
 pub use database::Database;
+pub use proxy::Proxy;
 
 use anyhow::{Context, bail};
 use reqwest::{Method, StatusCode};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::{
     path::{Path, PathBuf},
@@ -188,8 +191,16 @@ impl Server {
             .id()
             .and_then(|pid| i32::try_from(pid).ok())
             .and_then(rustix::process::Pid::from_raw);
-        rustix::process::kill_process(pid.context("it has a pid")?, rustix::process::Signal::TERM)?;
+        rustix::process::kill_process(pid.context("it has a pid")?, Signal::TERM)?;
         Ok(timeout(PATIENCE, child.wait()).await.context("it does not end")??.success())
+    }
+
+    /// Stops it where it stands, as `kill -STOP` does, or lets it go on.
+    pub fn stand_still(&self, still: bool) -> anyhow::Result<()> {
+        let pid = self.pid().and_then(|pid| i32::try_from(pid).ok());
+        let pid = pid.and_then(rustix::process::Pid::from_raw).context("it is running")?;
+        let signal = if still { Signal::STOP } else { Signal::CONT };
+        Ok(rustix::process::kill_process(pid, signal)?)
     }
 
     /// Waits until it has ended by itself.
@@ -214,7 +225,7 @@ fn end_processes(mark: &str) {
         let Some(pid) = pid.and_then(rustix::process::Pid::from_raw) else { continue };
         let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
         if line.windows(mark.len()).any(|part| part == mark.as_bytes()) {
-            rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap_or_default();
+            rustix::process::kill_process(pid, Signal::KILL).unwrap_or_default();
         }
     }
 }

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use vaquero_api::{App, ModelList, Parts, Rates, Settings, keys};
 use vaquero_model::{Anthropic, AnthropicConfig, ModelProvider, Unconfigured};
 use vaquero_sandbox::{ComputeProvider, LimitsMode, LocalConfig, LocalProvider, UnsafeHost};
-use vaquero_types::{RandomIds, SystemClock, WorkspaceId};
+use vaquero_types::{Clock, RandomIds, WorkspaceId};
 use vaquero_worker::{Worker, World};
 
 /// How long requests and streams may take to end.
@@ -96,8 +96,8 @@ impl Server {
         let render = metrics()?;
         let (store, node) = Opened::open(config).await?;
         let (shared, live) = (store.store(), store.live());
-        let (clock, ids) = (Arc::new(SystemClock), Arc::new(RandomIds));
-        let new_key = first_key(config, shared.as_ref()).await?;
+        let (clock, ids) = (store.clock(), Arc::new(RandomIds));
+        let new_key = first_key(config, shared.as_ref(), clock.as_ref()).await?;
         let models = upstream(config)?;
         let compute = if config.role == Role::Api { None } else { Some(compute(config).await?) };
         let (drain, stop_worker) = (CancellationToken::new(), CancellationToken::new());
@@ -105,7 +105,7 @@ impl Server {
         let app = App::new(Parts {
             store: Arc::clone(&shared),
             live: Arc::clone(&live),
-            clock: Arc::clone(&clock) as _,
+            clock: Arc::clone(&clock),
             ids: Arc::clone(&ids) as _,
             models: ModelList::new(Arc::clone(&models), config.models.clone()),
             ended,
@@ -195,9 +195,10 @@ impl Server {
 async fn first_key(
     config: &Config,
     store: &dyn vaquero_store::Store,
+    clock: &dyn Clock,
 ) -> anyhow::Result<Option<String>> {
     if let Some(key) = &config.api_key {
-        keys::accept(store, &SystemClock, &RandomIds, key)
+        keys::accept(store, clock, &RandomIds, key)
             .await
             .context("VAQUERO_API_KEY cannot be used")?;
         return Ok(None);
@@ -206,6 +207,6 @@ async fn first_key(
         return Ok(None);
     }
     let workspace = WorkspaceId::from_wire(keys::DEFAULT_WORKSPACE);
-    let (key, _) = keys::create(store, &SystemClock, &RandomIds, &workspace).await?;
+    let (key, _) = keys::create(store, clock, &RandomIds, &workspace).await?;
     Ok(Some(key))
 }

@@ -6,7 +6,7 @@ use std::{fs, path::Path, sync::Arc};
 use vaquero_store::{Live, LocalLive, SharedStore};
 use vaquero_store_postgres::{PostgresConfig, PostgresStore};
 use vaquero_store_sqlite::{DirectoryLock, OpenError, SqliteStore};
-use vaquero_types::{Clock, IdGen, RandomIds, SystemClock};
+use vaquero_types::{Clock, IdGen, RandomIds, SystemClock, Timestamp};
 
 /// The name of the only worker of an embedded store.
 const LOCAL: &str = "local";
@@ -23,7 +23,24 @@ pub(crate) enum Opened {
 
 /// The settings of a shared database.
 pub(crate) fn postgres(config: &Config, url: &str) -> PostgresConfig {
-    PostgresConfig { connections: config.database_connections, ..PostgresConfig::new(url) }
+    PostgresConfig {
+        connections: config.database_connections,
+        own_clock: own_clock(),
+        ..PostgresConfig::new(url)
+    }
+}
+
+/// The machine's clock, wrong by as many seconds as a test wants it to be.
+fn own_clock() -> Arc<dyn Clock> {
+    struct Skewed(i64);
+    impl Clock for Skewed {
+        fn now(&self) -> Timestamp {
+            Timestamp::from_micros(SystemClock.now().as_micros() + self.0)
+        }
+    }
+    let seconds = std::env::var("VAQUERO_TEST_CLOCK_SKEW").ok().and_then(|skew| skew.parse().ok());
+    let skew: Option<i64> = seconds.map(|seconds: i64| seconds * 1_000_000);
+    skew.map_or_else(|| Arc::new(SystemClock) as Arc<dyn Clock>, |skew| Arc::new(Skewed(skew)))
 }
 
 impl Opened {
@@ -72,6 +89,14 @@ impl Opened {
         match self {
             Self::Embedded(_) => Arc::new(LocalLive::default()),
             Self::Shared { store, .. } => store.live(),
+        }
+    }
+
+    /// The time to go by.
+    pub(crate) fn clock(&self) -> Arc<dyn Clock> {
+        match self {
+            Self::Embedded(_) => own_clock(),
+            Self::Shared { store, .. } => store.clock(),
         }
     }
 

@@ -12,8 +12,8 @@ use futures::FutureExt;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use tokio_postgres::{Client, Statement};
 use vaquero_store::{
-    Answer, AnswerKey, Document, Record, Snapshot,
-    workset::{ANSWER_AGE, DocumentKey, Put, Session, SessionState, WorkSet},
+    Answer, AnswerKey, Document, Snapshot,
+    workset::{ANSWER_AGE, DocumentKey, Grown, Put, Session, SessionState, WorkSet},
 };
 use vaquero_types::{SessionId, ThreadId, Timestamp, thread::Thread};
 
@@ -241,10 +241,11 @@ struct Log {
     event_type: Vec<String>,
     at: Vec<i64>,
     body: Vec<String>,
+    epoch: Vec<Option<i64>>,
 }
 
 impl Log {
-    fn push(&mut self, n: i64, record: &Record) {
+    fn push(&mut self, n: i64, Grown { record, epoch }: &Grown) {
         self.session.push(n);
         self.seq.push(int(record.seq));
         self.kind.push(kind_number(record.new.kind));
@@ -253,9 +254,10 @@ impl Log {
         self.event_type.push(record.new.event_type.clone());
         self.at.push(record.at.as_micros());
         self.body.push(record.new.body.to_string());
+        self.epoch.push(epoch.map(int));
     }
 
-    fn params(&self) -> [Param<'_>; 8] {
+    fn params(&self) -> [Param<'_>; 9] {
         [
             &self.session,
             &self.seq,
@@ -265,6 +267,7 @@ impl Log {
             &self.event_type,
             &self.at,
             &self.body,
+            &self.epoch,
         ]
     }
 }
@@ -349,8 +352,8 @@ impl Writes {
         if let Some((row, thread)) = session.new.take() {
             self.new.push(n, row, &thread);
         }
-        for record in session.grown() {
-            self.log.push(n, record);
+        for grown in session.grown() {
+            self.log.push(n, grown);
         }
         if session.state.deleted {
             self.deleted.0.push(n);

@@ -89,7 +89,7 @@ impl Tables {
             kept.threads.clear();
             kept.snapshot = None;
         }
-        kept.log.extend_from_slice(session.grown());
+        kept.log.extend(session.grown().iter().map(|grown| grown.record.clone()));
         kept.row.body = session.body.unwrap_or_else(|| std::mem::take(&mut kept.row.body));
         kept.state = session.state;
         kept.state.show(&mut kept.row);

@@ -92,6 +92,15 @@ impl SessionState {
     }
 }
 
+/// A record to append, and the lease it was written under, if a brain wrote it.
+#[derive(Clone, Debug)]
+pub struct Grown {
+    /// The record.
+    pub record: Record,
+    /// The epoch.
+    pub epoch: Option<u64>,
+}
+
 /// A session with what is to be written of it.
 #[derive(Debug)]
 pub struct Session {
@@ -102,7 +111,7 @@ pub struct Session {
     /// Its row and thread, if it is to be made.
     pub new: Option<(SessionRow, Thread)>,
     /// Records of this set, the first `discarded` of which went with the session.
-    grown: Vec<Record>,
+    grown: Vec<Grown>,
     discarded: usize,
     /// Its new JSON body.
     pub body: Option<String>,
@@ -154,7 +163,7 @@ impl Session {
     }
 
     pub(super) fn restore(&mut self, saved: Saved) {
-        for record in self.grown.drain(saved.grown..) {
+        for Grown { record, .. } in self.grown.drain(saved.grown..) {
             self.made.remove(&(record.new.event_id, record.new.kind));
         }
         (self.state, self.discarded, self.body) = (saved.state, saved.discarded, saved.body);
@@ -162,7 +171,7 @@ impl Session {
     }
 
     /// The records to append.
-    pub fn grown(&self) -> &[Record] {
+    pub fn grown(&self) -> &[Grown] {
         &self.grown[self.discarded..]
     }
 
@@ -192,11 +201,15 @@ impl Session {
             }
             Author::Client { .. } | Author::Worker { .. } => {}
         }
-        let by_client = matches!(author, Author::Client { .. }) && !records.is_empty();
+        let epoch = match author {
+            Author::Worker { epoch, .. } => Some(epoch),
+            Author::Client { .. } => None,
+        };
+        let by_client = epoch.is_none() && !records.is_empty();
         let placed = records
             .into_iter()
             .zip(before)
-            .map(|(record, before)| before.unwrap_or_else(|| self.place(record, now)))
+            .map(|(record, before)| before.unwrap_or_else(|| self.place(record, epoch, now)))
             .collect();
         if by_client {
             self.state.client_head = self.state.head;
@@ -205,7 +218,7 @@ impl Session {
         Ok((placed, false))
     }
 
-    fn place(&mut self, record: NewRecord, now: Timestamp) -> (Seq, Timestamp) {
+    fn place(&mut self, record: NewRecord, epoch: Option<u64>, now: Timestamp) -> (Seq, Timestamp) {
         let state = &mut self.state;
         state.head += 1;
         let mut at = now.max(state.last_at);
@@ -215,7 +228,8 @@ impl Session {
         }
         state.last_at = at;
         self.made.insert((record.event_id.clone(), record.kind), (state.head, at));
-        self.grown.push(Record { seq: state.head, at, new: record });
+        let record = Record { seq: state.head, at, new: record };
+        self.grown.push(Grown { record, epoch });
         (state.head, at)
     }
 
@@ -260,7 +274,7 @@ impl Session {
     /// Leaves nothing but a tombstone.
     pub(super) fn delete(&mut self, record: NewRecord, now: Timestamp) {
         self.discarded = self.grown.len();
-        self.place(record, now);
+        self.place(record, None, now);
         let state = &mut self.state;
         (state.deleted, state.ready_at, state.leased_until) = (true, None, None);
         state.epoch += 1;
