@@ -16,8 +16,16 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("vaquero-store-postgres", &["vaquero-store", "vaquero-types"]),
     (
         "vaquero-worker",
-        &["vaquero-core", "vaquero-model", "vaquero-sandbox", "vaquero-store", "vaquero-types"],
+        &[
+            "vaquero-blob",
+            "vaquero-core",
+            "vaquero-model",
+            "vaquero-sandbox",
+            "vaquero-store",
+            "vaquero-types",
+        ],
     ),
+    ("vaquero-blob", &[]),
     ("vaquero-api", &["vaquero-core", "vaquero-model", "vaquero-store", "vaquero-types"]),
     ("vaquero-testkit", &["vaquero-model", "vaquero-sandbox", "vaquero-types"]),
     ("xtask", &[]),

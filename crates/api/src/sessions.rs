@@ -11,7 +11,8 @@ use crate::{app::App, reject::Result};
 use serde_json::{Value, json};
 use vaquero_core::admission::{Admitted, Standing};
 use vaquero_store::{
-    Append, Author, NewRecord, RecordKind, SessionChange, SessionRow, StoreError, Write,
+    Append, Author, Expect, NewRecord, RecordKind, SessionChange, SessionRow, StoreError, Write,
+    document,
 };
 use vaquero_types::{
     ApiError, EventId, SessionId, Timestamp, WorkspaceId,
@@ -138,4 +139,14 @@ pub(crate) fn refuse_unavailable(
         }
     }
     Ok(())
+}
+
+/// Nobody needs the workspace any more.
+fn without_checkpoint(row: &SessionRow) -> Write {
+    Write::DeleteDocument {
+        workspace: row.workspace.clone(),
+        kind: document::CHECKPOINT.to_owned(),
+        id: row.id.as_str().to_owned(),
+        expect: Expect::Any,
+    }
 }

@@ -2,6 +2,7 @@
 
 mod calls;
 mod output;
+pub mod pack;
 mod processes;
 pub mod protocol;
 mod serve;

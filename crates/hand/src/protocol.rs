@@ -3,12 +3,13 @@
 //! A frame is a `u32` in network byte order, then that many bytes of JSON. Requests are answered out of order, by id. After the first command ran, everything a hand
 //! says is hostile input.
 
+use crate::pack::Piece;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::io::{self, Read, Write};
 
 /// What both sides must agree on.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// The largest frame either side accepts, in bytes.
 pub const MAX_FRAME: usize = 64 << 20;
@@ -136,6 +137,34 @@ pub enum Op {
         #[serde(default)]
         append: bool,
     },
+    /// Packs the workspace as it is now.
+    Pack {},
+    /// A page of the last packing.
+    Page {
+        /// Which.
+        index: u32,
+    },
+    /// A part of a large file of the workspace.
+    Part {
+        /// Its path below the workspace, in base64.
+        path_b64: String,
+        /// Where the part begins.
+        offset: u64,
+    },
+    /// Writes the next part of a large file of the workspace.
+    PutPart {
+        /// Its path below the workspace, in base64.
+        path_b64: String,
+        /// It is the first.
+        first: bool,
+        /// Base64.
+        data_b64: String,
+    },
+    /// Makes the entries of a page.
+    Unpack {
+        /// The page, in base64.
+        data_b64: String,
+    },
 }
 
 /// What a hand answers.
@@ -202,6 +231,18 @@ pub enum Reply {
         /// The file's size.
         size: u64,
     },
+    /// The pages of the workspace.
+    Pack {
+        /// In order.
+        pages: Vec<Piece>,
+    },
+    /// A page or a part.
+    Bytes {
+        /// Base64.
+        data_b64: String,
+    },
+    /// A part was written, or a page unpacked.
+    Put {},
 }
 
 /// What became of a call.

@@ -3,6 +3,7 @@
 
 use crate::{
     calls::{Calls, Waiter},
+    pack::{self, Packer},
     processes::Processes,
     protocol::{
         Op, Outcome, Refusal, RefusalCode, Reply, Request, Response, State, VERSION, encode,
@@ -18,17 +19,19 @@ use rustix::{
     process::{DumpableBehavior, set_dumpable_behavior},
 };
 use std::{
+    ffi::OsStr,
     fs::{self, File, OpenOptions},
     io::{self, IoSliceMut, Read, Seek, SeekFrom, Write},
     mem::MaybeUninit,
     os::{
         fd::{AsFd, FromRawFd, OwnedFd, RawFd},
         unix::{
+            ffi::OsStrExt,
             fs::{FileTypeExt, OpenOptionsExt},
             net::UnixStream,
         },
     },
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -56,10 +59,13 @@ pub fn main(args: HandArgs) -> i32 {
         return 2;
     }
     let processes = Processes::start();
+    let workspace = args.workdir.clone();
     let places = Places { workdir: args.workdir, spill: args.spill };
     let hand = Arc::new(Hand {
         generation: args.generation,
         highest_epoch: Mutex::new(0),
+        packer: Arc::new(Mutex::new(Packer::new(workspace.clone()))),
+        workspace,
         calls: Calls::new(places, processes),
     });
     loop {
@@ -111,6 +117,8 @@ fn next_connection(control: &OwnedFd) -> Result<Option<UnixStream>, Errno> {
 
 struct Hand {
     generation: u64,
+    workspace: PathBuf,
+    packer: Arc<Mutex<Packer>>,
     highest_epoch: Mutex<u64>,
     calls: Calls,
 }
@@ -173,6 +181,22 @@ impl Hand {
             Op::WriteFile { path, data_b64, mode, append } => {
                 waiter.answer(in_thread(move || write_file(&path, &data_b64, mode, append)));
             }
+            op @ (Op::Pack {}
+            | Op::Page { .. }
+            | Op::Part { .. }
+            | Op::PutPart { .. }
+            | Op::Unpack { .. }) => {
+                let (packer, workspace) = (Arc::clone(&self.packer), self.workspace.clone());
+                // Packing a large workspace takes its time, and calls must not wait for it.
+                std::thread::spawn(move || {
+                    let mut packer = packer.lock().unwrap_or_else(PoisonError::into_inner);
+                    let packed = pack(&mut packer, &workspace, op);
+                    waiter.answer(packed.map_or_else(
+                        |error| refuse(RefusalCode::Io, &error.to_string()),
+                        Outcome::Ok,
+                    ));
+                });
+            }
         }
     }
 
@@ -214,6 +238,27 @@ fn in_thread(work: impl FnOnce() -> io::Result<Reply> + Send + 'static) -> Outco
         Ok(Ok(reply)) => Outcome::Ok(reply),
         Ok(Err(error)) => refuse(RefusalCode::Io, &error.to_string()),
         Err(_) => refuse(RefusalCode::Io, "the file could not be reached in time"),
+    }
+}
+
+fn pack(packer: &mut Packer, workspace: &Path, op: Op) -> io::Result<Reply> {
+    let base64 = base64::engine::general_purpose::STANDARD;
+    let decode = |text: &str| {
+        base64.decode(text).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))
+    };
+    let bytes = |bytes: Vec<u8>| Reply::Bytes { data_b64: base64.encode(bytes) };
+    match op {
+        Op::Page { index } => packer.page(usize::try_from(index).unwrap_or(usize::MAX)).map(bytes),
+        Op::Part { path_b64, offset } => {
+            pack::part(workspace, OsStr::from_bytes(&decode(&path_b64)?), offset).map(bytes)
+        }
+        Op::PutPart { path_b64, first, data_b64 } => {
+            let (path, data) = (decode(&path_b64)?, decode(&data_b64)?);
+            pack::put_part(workspace, OsStr::from_bytes(&path), first, &data)?;
+            Ok(Reply::Put {})
+        }
+        Op::Unpack { data_b64 } => packer.unpack(&decode(&data_b64)?).map(|()| Reply::Put {}),
+        _ => packer.pack().map(|pages| Reply::Pack { pages }),
     }
 }
 

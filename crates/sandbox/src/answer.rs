@@ -7,6 +7,7 @@ use std::fmt;
 use serde::de::{self, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
+use vaquero_hand::pack::Piece;
 use vaquero_hand::protocol::{Block, Refusal, State, ToolResult};
 
 /// Most blocks in one result.
@@ -40,6 +41,9 @@ pub(crate) enum Answer {
     Ack,
     Cancel,
     File { data_b64: String, eof: bool },
+    Pages(Vec<Piece>),
+    Bytes { data_b64: String },
+    Put,
     Refused(Refusal),
 }
 
@@ -56,6 +60,7 @@ struct Fields<'a> {
     result: Option<RawResult<'a>>,
     state: Option<State>,
     data_b64: Option<String>,
+    pages: Option<Vec<Piece>>,
     #[expect(dead_code, reason = "part of the shape; a hand's word on sizes is of no use")]
     size: Option<u64>,
     eof: Option<bool>,
@@ -144,8 +149,22 @@ fn answer(fields: Fields<'_>) -> Result<Answer, String> {
             (Some(data_b64), Some(eof)) => Ok(Answer::File { data_b64, eof }),
             _ => Err(incomplete()),
         },
+        "pack" => match fields.pages {
+            Some(pages) if pages.iter().all(is_piece) => Ok(Answer::Pages(pages)),
+            _ => Err(incomplete()),
+        },
+        "bytes" => match fields.data_b64 {
+            Some(data_b64) => Ok(Answer::Bytes { data_b64 }),
+            None => Err(incomplete()),
+        },
+        "put" => Ok(Answer::Put),
         _ => Err("an answer to something that was not asked".to_owned()),
     }
+}
+
+fn is_piece(piece: &Piece) -> bool {
+    piece.sha256.len() == 64
+        && piece.sha256.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }
 
 impl RawResult<'_> {

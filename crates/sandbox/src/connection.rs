@@ -23,6 +23,10 @@ use crate::error::SandboxError;
 const SMALL: usize = 16 << 10;
 /// A tool's result: a 20 MiB PDF in base64, and room.
 pub(crate) const RESULT: usize = 40 << 20;
+/// A list of pages: a hundred bytes each, and as many as half a million entries can make.
+const PAGES: usize = 8 << 20;
+/// A page or a part: a mebibyte or somewhat more, in base64.
+const PIECE: usize = 4 << 20;
 /// Frames up to this size are read without asking for a share of the memory for large ones.
 const MODEST: usize = 256 << 10;
 /// From its first byte, a frame has to be complete within this time.
@@ -247,7 +251,14 @@ fn most_for(op: &Op) -> usize {
             let bytes = usize::try_from(*limit).unwrap_or(MAX_FRAME);
             bytes.div_ceil(3).saturating_mul(4).saturating_add(SMALL).min(MAX_FRAME)
         }
-        Op::Hello {} | Op::Ack { .. } | Op::Cancel { .. } | Op::WriteFile { .. } => SMALL,
+        Op::Pack {} => PAGES,
+        Op::Page { .. } | Op::Part { .. } => PIECE,
+        Op::Hello {}
+        | Op::Ack { .. }
+        | Op::Cancel { .. }
+        | Op::WriteFile { .. }
+        | Op::PutPart { .. }
+        | Op::Unpack { .. } => SMALL,
     }
 }
 
@@ -260,6 +271,11 @@ fn name_of(op: &Op) -> &'static str {
         Op::Cancel { .. } => "cancel",
         Op::ReadFile { .. } => "read_file",
         Op::WriteFile { .. } => "write_file",
+        Op::Pack {} => "pack",
+        Op::Page { .. } => "page",
+        Op::Part { .. } => "part",
+        Op::PutPart { .. } => "put_part",
+        Op::Unpack { .. } => "unpack",
     }
 }
 

@@ -21,6 +21,7 @@ pub use launcher::launcher_main;
 pub use local::{LimitsMode, LocalConfig, LocalProvider, UnsafeHost};
 pub use report::{Report, Wall, WallState};
 pub use seam::{
-    Block, CallState, Capabilities, ComputeProvider, Fence, Isolation, Limits, LimitsBy,
-    LimitsState, Networking, Sandbox, SandboxKey, SandboxSpec, ToolResult,
+    Block, CallState, Capabilities, ComputeProvider, Entry, Fence, Isolation, Kind, Limits,
+    LimitsBy, LimitsState, Networking, PART, Page, Piece, Sandbox, SandboxKey, SandboxSpec,
+    ToolResult,
 };

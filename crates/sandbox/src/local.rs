@@ -485,6 +485,11 @@ impl ComputeProvider for LocalProvider {
         self.inner.sessions().await
     }
 
+    async fn has_workspace(&self, session: &str) -> bool {
+        check_part("session", session).is_ok()
+            && self.inner.options.workspaces.join(session).is_dir()
+    }
+
     async fn shutdown(&self, linger: bool) {
         let inner = &self.inner;
         inner.stopping.cancel();

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
+pub use vaquero_hand::pack::{Entry, Kind, PART, Page, Piece};
 pub use vaquero_hand::protocol::{Block, Fence, ToolResult};
 
 use crate::error::SandboxError;
@@ -186,6 +187,9 @@ pub trait ComputeProvider: Send + Sync {
     /// The sessions that have anything here: a sandbox or a workspace.
     async fn sessions(&self) -> Result<BTreeSet<String>, SandboxError>;
 
+    /// Whether the session has files here.
+    async fn has_workspace(&self, session: &str) -> bool;
+
     /// Lets go of the sandboxes. With `linger` they live on for the next server for a while; without
     /// it they are ended before this returns. Workspaces stay either way.
     async fn shutdown(&self, linger: bool);
@@ -216,6 +220,27 @@ pub trait Sandbox: Send + Sync {
 
     /// Stops a running call together with everything else that runs in the sandbox.
     async fn cancel(&self, call_id: &str, fence: Fence) -> Result<(), SandboxError>;
+
+    /// Packs the workspace as it is now: its pages, in order.
+    async fn pack(&self, fence: Fence) -> Result<Vec<Piece>, SandboxError>;
+
+    /// A page of the last packing. Its bytes are hostile, and other ones if its files have changed since.
+    async fn page(&self, index: usize, fence: Fence) -> Result<Vec<u8>, SandboxError>;
+
+    /// A part of a large file that a page lists.
+    async fn part(&self, path: &[u8], offset: u64, fence: Fence) -> Result<Vec<u8>, SandboxError>;
+
+    /// Writes the next part of a large file; the `first` one makes it.
+    async fn put_part(
+        &self,
+        path: &[u8],
+        first: bool,
+        bytes: &[u8],
+        fence: Fence,
+    ) -> Result<(), SandboxError>;
+
+    /// Makes the entries of a page, the parts of whose large files are there.
+    async fn unpack(&self, page: &[u8], fence: Fence) -> Result<(), SandboxError>;
 
     /// Reads at most `max_bytes` from the start of a regular file as the sandbox sees it.
     async fn read_file(

@@ -184,6 +184,13 @@ impl Server {
         Ok(())
     }
 
+    /// Kills it together with its sandboxes, as a machine that is gone does.
+    pub async fn kill_with_hands(&mut self) -> anyhow::Result<()> {
+        self.kill().await?;
+        end_processes(&self.data.path().join("data/launcher").display().to_string());
+        Ok(())
+    }
+
     /// Asks it to end and waits until it has; whether it ended well.
     pub async fn terminate(&mut self) -> anyhow::Result<bool> {
         let Some(mut child) = self.child.take() else { bail!("it is not running") };

@@ -144,6 +144,10 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "COUNT")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) database_connections: Option<usize>,
+    /// Where large bytes are kept: `s3://BUCKET/PREFIX?endpoint=…&region=…` or `file:///DIRECTORY` that all servers see [default: the data directory].
+    #[arg(long, value_name = "URL")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) blob_url: Option<String>,
     /// What this server does: `all`, or with PostgreSQL also `api` or `worker` alone.
     #[arg(long, value_name = "ROLE")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -234,6 +238,7 @@ pub(crate) struct Config {
     pub(crate) models: Vec<ModelInfo>,
     pub(crate) database_url: Option<String>,
     pub(crate) database_connections: usize,
+    pub(crate) blob_url: Option<String>,
     pub(crate) role: Role,
     pub(crate) node: Option<String>,
     pub(crate) egress_allow_private: Option<String>,
@@ -282,6 +287,7 @@ impl Default for Config {
             models: Vec::new(),
             database_url: None,
             database_connections: 16,
+            blob_url: None,
             role: Role::All,
             node: None,
             egress_allow_private: None,

@@ -16,10 +16,12 @@ use std::{
 use tokio::{net::TcpListener, sync::mpsc::unbounded_channel, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 use vaquero_api::{App, ModelList, Parts, Rates, Settings, keys};
+use vaquero_blob::Blobs;
 use vaquero_model::{Anthropic, AnthropicConfig, ModelProvider, Unconfigured};
 use vaquero_sandbox::{ComputeProvider, LimitsMode, LocalConfig, LocalProvider, UnsafeHost};
+use vaquero_store::SharedStore;
 use vaquero_types::{Clock, RandomIds, WorkspaceId};
-use vaquero_worker::{Worker, World};
+use vaquero_worker::{Checkpoints, Worker, World};
 
 /// How long requests and streams may take to end.
 const GRACE: Duration = Duration::from_secs(10);
@@ -90,6 +92,29 @@ async fn compute(config: &Config) -> anyhow::Result<Arc<dyn ComputeProvider>> {
     }
 }
 
+/// Where workspaces are kept for other servers: nowhere if there are none.
+fn checkpoints(
+    config: &Config,
+    store: &SharedStore,
+    clock: &Arc<dyn Clock>,
+    node: &str,
+) -> anyhow::Result<Option<Arc<Checkpoints>>> {
+    if config.database_url.is_none() {
+        return Ok(None);
+    }
+    let blobs = match &config.blob_url {
+        Some(url) => Some(Blobs::open(url).context("blob_url")?),
+        None => {
+            tracing::warn!(
+                "no blob_url: workspaces stay on the server they are on; when it is gone for good, so are their files"
+            );
+            None
+        }
+    };
+    let (store, clock) = (Arc::clone(store), Arc::clone(clock));
+    Ok(Some(Arc::new(Checkpoints::new(store, blobs, clock, node.to_owned()))))
+}
+
 impl Server {
     /// Makes every part and starts serving. With `linger` the sandboxes outlive the server for a while.
     pub(crate) async fn start(config: &Config, linger: bool) -> anyhow::Result<Self> {
@@ -128,12 +153,14 @@ impl Server {
         tasks.spawn(listen::serve(listener, router, app.clone(), drain.clone(), GRACE));
         let mut worker = JoinSet::new();
         if let Some(compute) = &compute {
+            let checkpoints = checkpoints(config, &shared, &clock, &node)?;
             tasks.spawn(admin::serve(config.data_dir.clone(), app.clone(), drain.clone()));
             let world = World {
                 store: shared,
                 live,
                 models,
                 compute: Arc::clone(compute),
+                checkpoints,
                 limits: config.sandbox_limits(),
                 clock,
                 ids,

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use vaquero_api::{App, ModelList, Parts, Settings, keys};
 use vaquero_model::{Anthropic, AnthropicConfig, choose_crypto};
 use vaquero_sandbox::{
-    CallState, Capabilities, ComputeProvider, Fence, LimitsMode, LocalConfig, LocalProvider,
+    CallState, Capabilities, ComputeProvider, Fence, LimitsMode, LocalConfig, LocalProvider, Piece,
     Sandbox, SandboxError, SandboxKey, SandboxSpec, ToolResult,
 };
 use vaquero_store::{
@@ -208,6 +208,10 @@ impl ComputeProvider for Doubled<LocalProvider> {
         self.0.sessions().await
     }
 
+    async fn has_workspace(&self, session: &str) -> bool {
+        self.0.has_workspace(session).await
+    }
+
     async fn shutdown(&self, linger: bool) {
         self.0.shutdown(linger).await;
     }
@@ -248,6 +252,33 @@ impl Sandbox for Doubled<Arc<dyn Sandbox>> {
         self.0.cancel(call_id, fence).await
     }
 
+    async fn pack(&self, fence: Fence) -> Result<Vec<Piece>, SandboxError> {
+        self.0.pack(fence).await?;
+        self.0.pack(fence).await
+    }
+
+    async fn page(&self, index: usize, fence: Fence) -> Result<Vec<u8>, SandboxError> {
+        self.0.page(index, fence).await
+    }
+
+    async fn part(&self, path: &[u8], offset: u64, fence: Fence) -> Result<Vec<u8>, SandboxError> {
+        self.0.part(path, offset, fence).await
+    }
+
+    async fn put_part(
+        &self,
+        path: &[u8],
+        first: bool,
+        bytes: &[u8],
+        fence: Fence,
+    ) -> Result<(), SandboxError> {
+        self.0.put_part(path, first, bytes, fence).await
+    }
+
+    async fn unpack(&self, page: &[u8], fence: Fence) -> Result<(), SandboxError> {
+        self.0.unpack(page, fence).await
+    }
+
     async fn read_file(
         &self,
         path: &str,
@@ -283,6 +314,7 @@ async fn every_step_performed_twice_is_performed_once() -> anyhow::Result<()> {
         live: Arc::clone(&live) as _,
         models: Arc::clone(&models) as _,
         compute: Arc::clone(&compute) as _,
+        checkpoints: None,
         limits: vaquero_sandbox::Limits::default(),
         clock: Arc::clone(&clock) as _,
         ids: Arc::clone(&ids) as _,

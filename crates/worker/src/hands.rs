@@ -1,6 +1,6 @@
 //! The hands of one turn: which sandbox the calls run in, made when the first call needs it, and what to tell the model when it is gone.
 
-use crate::World;
+use crate::{World, checkpoint::Restore};
 use serde_json::{Value, json};
 use std::{
     collections::BTreeMap,
@@ -16,7 +16,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use vaquero_core::turn::Input;
 use vaquero_sandbox::{Block, Fence, Sandbox, SandboxError, SandboxKey, SandboxSpec, ToolResult};
-use vaquero_types::EventId;
+use vaquero_store::Lease;
+use vaquero_types::{EventId, SessionId, WorkspaceId};
 
 /// What a task of a turn reports.
 pub(crate) enum Happened {
@@ -24,8 +25,8 @@ pub(crate) enum Happened {
     Input(Input),
     /// The sandbox was looked for; none if it is gone.
     Attached(Result<Option<Arc<dyn Sandbox>>, SandboxError>),
-    /// A sandbox was made.
-    Made(Result<Arc<dyn Sandbox>, SandboxError>),
+    /// A sandbox was made; what the model is to know of it.
+    Made(Result<(Arc<dyn Sandbox>, Option<String>), SandboxError>),
     /// A call found its sandbox gone.
     Lost(EventId),
 }
@@ -53,18 +54,22 @@ enum State {
 /// A call in the sandbox, or about to be.
 struct Running {
     sandbox: Arc<dyn Sandbox>,
+    tool: String,
     started: Arc<AtomicBool>,
     cancelled: CancellationToken,
 }
 
 pub(crate) struct Hands {
     world: World,
+    workspace: WorkspaceId,
     key: SandboxKey,
     epoch: u64,
     state: State,
     /// In the order the model made them.
     waiting: Vec<Wanted>,
     running: BTreeMap<EventId, Running>,
+    /// What the next result begins with.
+    notice: Option<String>,
     /// Resolves when the last call of the shell so far is over: they run one after the other, in the order the model made them.
     shell: Option<oneshot::Receiver<()>>,
     report: UnboundedSender<Happened>,
@@ -73,26 +78,31 @@ pub(crate) struct Hands {
 const INTERRUPTED: &str = "Tool execution was interrupted before completion. Please retry.";
 const UNKNOWN: &str = "The sandbox ended before the result of this call was recorded: whether it ran, and how far, is unknown. \
 Files in /workspace are as it left them; running programs are gone. Check before you repeat it.";
+/// The same where the workspace may be on a machine that is gone.
+const UNKNOWN_ELSEWHERE: &str = "The sandbox ended before the result of this call was recorded: whether it ran, and how far, is unknown. \
+If the machine it ran on is gone, files in /workspace go on from their last checkpoint, and the next call says so; running programs are gone. Check before you repeat it.";
 const GONE: &str = "The sandbox ended while this call was running (it may have run out of memory). Files in /workspace are kept; running programs and \
 everything else outside it are gone. The next call gets a fresh sandbox.";
 
 impl Hands {
-    pub(crate) fn new(
-        world: World,
-        session: &str,
-        epoch: u64,
-        report: UnboundedSender<Happened>,
-    ) -> Self {
+    pub(crate) fn new(world: World, lease: &Lease, report: UnboundedSender<Happened>) -> Self {
+        let epoch = lease.epoch;
         Self {
             world,
-            key: SandboxKey::default_of(session),
+            workspace: lease.workspace.clone(),
+            key: SandboxKey::default_of(lease.session.as_str()),
             epoch,
             state: State::Untried,
             waiting: Vec::new(),
             running: BTreeMap::new(),
+            notice: None,
             shell: None,
             report,
         }
+    }
+
+    fn session(&self) -> SessionId {
+        SessionId::from_wire(self.key.session.clone())
     }
 
     /// Wants a call to run in the sandbox of `generation`.
@@ -107,9 +117,9 @@ impl Hands {
             State::Untried => {
                 self.state = State::Trying;
                 let (world, key, epoch) = (self.world.clone(), self.key.clone(), self.epoch);
-                let report = self.report.clone();
+                let (report, workspace) = (self.report.clone(), self.workspace.clone());
                 tasks.spawn(async move {
-                    let found = world.compute.attach(&key, generation, epoch).await;
+                    let found = attach(&world, &workspace, &key, generation, epoch).await;
                     drop(report.send(Happened::Attached(found)));
                 });
             }
@@ -124,7 +134,12 @@ impl Hands {
     }
 
     /// A generation is durable: the sandbox may be made.
-    pub(crate) fn generation_is_durable(&mut self, generation: u64, tasks: &mut JoinSet<()>) {
+    pub(crate) fn generation_is_durable(
+        &mut self,
+        generation: u64,
+        restore: Option<Restore>,
+        tasks: &mut JoinSet<()>,
+    ) {
         if !matches!(self.state, State::NeedsGeneration) {
             return;
         }
@@ -136,8 +151,9 @@ impl Hands {
             env: BTreeMap::new(),
         };
         let (world, key, report) = (self.world.clone(), self.key.clone(), self.report.clone());
+        let workspace = self.workspace.clone();
         tasks.spawn(async move {
-            let made = world.compute.ensure(&key, &spec).await;
+            let made = make(&world, &workspace, &key, &spec, restore).await;
             drop(report.send(Happened::Made(made)));
         });
     }
@@ -152,8 +168,10 @@ impl Hands {
             Ok(None) => {
                 let waiting = std::mem::take(&mut self.waiting).into_iter();
                 let (fresh, unknown): (Vec<_>, Vec<_>) = waiting.partition(|wanted| wanted.fresh);
+                let text =
+                    if self.world.checkpoints.is_some() { UNKNOWN_ELSEWHERE } else { UNKNOWN };
                 for wanted in unknown {
-                    self.fail(&wanted.call, UNKNOWN);
+                    self.fail(&wanted.call, text);
                 }
                 self.waiting = fresh;
                 if self.waiting.is_empty() {
@@ -168,11 +186,14 @@ impl Hands {
 
     pub(crate) fn made(
         &mut self,
-        made: Result<Arc<dyn Sandbox>, SandboxError>,
+        made: Result<(Arc<dyn Sandbox>, Option<String>), SandboxError>,
         tasks: &mut JoinSet<()>,
     ) {
         match made {
-            Ok(sandbox) => self.ready(sandbox, tasks),
+            Ok((sandbox, notice)) => {
+                self.notice = notice;
+                self.ready(sandbox, tasks);
+            }
             Err(error) => self.unavailable(&error),
         }
     }
@@ -201,6 +222,7 @@ impl Hands {
         let (started, cancelled) = (Arc::<AtomicBool>::default(), CancellationToken::new());
         let running = Running {
             sandbox: Arc::clone(sandbox),
+            tool: wanted.name.clone(),
             started: Arc::clone(&started),
             cancelled: cancelled.clone(),
         };
@@ -208,6 +230,7 @@ impl Hands {
         let (over, next) = oneshot::channel::<()>();
         let before = if wanted.name == "bash" { self.shell.replace(next) } else { None };
         let (sandbox, report, epoch) = (Arc::clone(sandbox), self.report.clone(), self.epoch);
+        let notice = self.notice.take();
         metrics::counter!("vaquero_tool_calls_total", "tool" => wanted.name.clone()).increment(1);
         tasks.spawn(async move {
             let Wanted { call, name, input, .. } = wanted;
@@ -229,7 +252,9 @@ impl Hands {
             let happened = match result {
                 Ok(result) => {
                     let is_error = result.is_error;
-                    Happened::Input(Input::ToolDone { call, content: blocks(result), is_error })
+                    let notice = notice.map(|text| json!({ "type": "text", "text": text }));
+                    let content = notice.into_iter().chain(blocks(result)).collect();
+                    Happened::Input(Input::ToolDone { call, content, is_error })
                 }
                 Err(SandboxError::Gone { .. }) => Happened::Lost(call),
                 Err(error) => {
@@ -273,7 +298,11 @@ impl Hands {
 
     /// A call's result is durable: the sandbox may forget it.
     pub(crate) fn settled(&mut self, call: &EventId, tasks: &mut JoinSet<()>) {
-        if let Some(Running { sandbox, .. }) = self.running.remove(call) {
+        if let Some(Running { sandbox, tool, .. }) = self.running.remove(call) {
+            if let Some(checkpoints) = &self.world.checkpoints {
+                let session = self.session();
+                checkpoints.changed(&self.workspace, &session, &sandbox, self.epoch, call, &tool);
+            }
             let (call, epoch) = (call.clone(), self.epoch);
             tasks.spawn(async move {
                 let fence = Fence { epoch, generation: sandbox.generation() };
@@ -282,6 +311,58 @@ impl Hands {
             });
         }
     }
+}
+
+/// The sandbox of a generation, if it lives here and its workspace is whole.
+async fn attach(
+    world: &World,
+    workspace: &WorkspaceId,
+    key: &SandboxKey,
+    generation: u64,
+    epoch: u64,
+) -> Result<Option<Arc<dyn Sandbox>>, SandboxError> {
+    let found = world.compute.attach(key, generation, epoch).await?;
+    let (Some(_), Some(checkpoints)) = (&found, &world.checkpoints) else { return Ok(found) };
+    let session = SessionId::from_wire(key.session.clone());
+    match checkpoints.is_whole(workspace, &session).await {
+        Ok(whole) => Ok(found.filter(|_| whole)),
+        Err(error) => Err(unusable("its workspace cannot be checked", &error)),
+    }
+}
+
+/// A fresh sandbox, with the workspace brought here if it is not.
+async fn make(
+    world: &World,
+    workspace: &WorkspaceId,
+    key: &SandboxKey,
+    spec: &SandboxSpec,
+    restore: Option<Restore>,
+) -> Result<(Arc<dyn Sandbox>, Option<String>), SandboxError> {
+    let (Some(restore), Some(checkpoints)) = (restore, &world.checkpoints) else {
+        return Ok((world.compute.ensure(key, spec).await?, None));
+    };
+    // What is here is of an older generation, or only a part.
+    world.compute.destroy(&key.session).await?;
+    let sandbox = world.compute.ensure(key, spec).await?;
+    let session = SessionId::from_wire(key.session.clone());
+    let fence = Fence { epoch: spec.epoch, generation: spec.generation };
+    match checkpoints.restore(workspace, &session, restore, sandbox.as_ref(), fence).await {
+        Ok(notice) => Ok((sandbox, Some(notice))),
+        Err(error) => {
+            world.compute.destroy(&key.session).await?;
+            Err(unusable("its workspace cannot be brought back", &error))
+        }
+    }
+}
+
+fn unusable(what: &str, error: &(dyn std::error::Error + 'static)) -> SandboxError {
+    let mut text = format!("{what}: {error}");
+    let mut next = error.source();
+    while let Some(source) = next {
+        text.push_str(&format!(": {source}"));
+        next = source.source();
+    }
+    SandboxError::Unavailable { what: text, fix: "the next call tries again".to_owned() }
 }
 
 /// A call that came to nothing.

@@ -1,6 +1,7 @@
 //! Brains: they claim sessions, perform the steps the turn machine decides, and write what came of them. The only place where core meets the world.
 
 mod ask;
+mod checkpoint;
 pub mod crash;
 mod hands;
 mod kept;
@@ -8,6 +9,7 @@ mod reap;
 mod run;
 mod turn;
 
+pub use checkpoint::Checkpoints;
 pub use run::{Config, Worker};
 
 use std::sync::Arc;
@@ -27,6 +29,8 @@ pub struct World {
     pub models: Arc<dyn ModelProvider>,
     /// The hands.
     pub compute: Arc<dyn ComputeProvider>,
+    /// Where workspaces are kept for when their machine is gone; none if this is the only one.
+    pub checkpoints: Option<Arc<Checkpoints>>,
     /// What each sandbox may use.
     pub limits: Limits,
     /// The time.

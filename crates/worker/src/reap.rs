@@ -7,13 +7,18 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
-use tokio::{sync::mpsc, time::MissedTickBehavior};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, MissedTickBehavior},
+};
 use tokio_util::sync::CancellationToken;
 use vaquero_store::WorkerName;
 use vaquero_types::SessionId;
 
 /// How often to compare.
 const EVERY: Duration = Duration::from_secs(30);
+/// How often to look for checkpoints of sessions that ended.
+const SWEEP: Duration = Duration::from_secs(6 * 3600);
 
 /// Sessions with a turn under way here.
 #[derive(Clone, Debug, Default)]
@@ -66,12 +71,24 @@ impl Reaper {
     ) {
         let mut rounds = tokio::time::interval(EVERY);
         rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut sweeps = tokio::time::interval_at(Instant::now() + SWEEP, SWEEP);
+        sweeps.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 _ = rounds.tick() => self.compare().await,
+                _ = sweeps.tick() => self.sweep().await,
                 Some(session) = ended.recv() => self.remove(&session).await,
                 () = stop.cancelled() => return,
             }
+        }
+    }
+
+    async fn sweep(&self) {
+        let Some(checkpoints) = &self.world.checkpoints else { return };
+        match checkpoints.sweep().await {
+            Ok(0) => {}
+            Ok(swept) => tracing::info!(swept, "removed checkpoints of sessions that ended"),
+            Err(error) => tracing::warn!(%error, "cannot remove old checkpoints"),
         }
     }
 
@@ -115,6 +132,9 @@ impl Reaper {
 
     async fn remove(&self, session: &SessionId) {
         self.kept.forget(session);
+        if let Some(checkpoints) = &self.world.checkpoints {
+            checkpoints.forget(session);
+        }
         if let Err(error) = self.world.compute.destroy(session.as_str()).await {
             tracing::warn!(%session, %error, "cannot remove the sandbox of a session that ended; the next round tries again");
         }

@@ -101,6 +101,9 @@ impl Worker {
         while let Some(done) = turns.join_next().await {
             note(done);
         }
+        if let Some(checkpoints) = &self.world.checkpoints {
+            checkpoints.flush().await;
+        }
         background.shutdown().await;
     }
 

@@ -3,6 +3,7 @@
 use crate::{
     World,
     ask::{self, Ask},
+    checkpoint::Restore,
     crash,
     hands::{Hands, Happened, Wanted},
     kept::{Folded, Kept},
@@ -63,6 +64,8 @@ struct Run {
     bytes: usize,
     loose_bytes: usize,
     settled: Vec<EventId>,
+    /// What the generation that is being made durable has to bring here.
+    restore: Option<Restore>,
 }
 
 impl Turn {
@@ -164,8 +167,7 @@ impl Turn {
             activity: row.activity,
         };
         let (report, inbox) = unbounded_channel();
-        let epoch = self.lease.epoch;
-        let hands = Hands::new(self.world.clone(), session.as_str(), epoch, report.clone());
+        let hands = Hands::new(self.world.clone(), &self.lease, report.clone());
         Ok(Run {
             machine: Machine::new(state, facts, self.config.limits.clone()),
             hands,
@@ -177,6 +179,7 @@ impl Turn {
             bytes,
             loose_bytes,
             settled: Vec::new(),
+            restore: None,
         })
     }
 
@@ -241,7 +244,8 @@ impl Turn {
                     if run.machine.state().generation > generation {
                         crash::point("after-generation");
                         let generation = run.machine.state().generation;
-                        run.hands.generation_is_durable(generation, &mut run.tasks);
+                        let restore = run.restore.take();
+                        run.hands.generation_is_durable(generation, restore, &mut run.tasks);
                     }
                     for call in std::mem::take(&mut run.settled) {
                         run.hands.settled(&call, &mut run.tasks);
@@ -298,10 +302,13 @@ impl Turn {
         let point = passing(&batch);
         crash::point(point);
         let seen = run.machine.state().seq;
-        let writes = self.writes(run, &batch, seen);
         let bytes: usize = batch.records.iter().map(|record| record.body.len()).sum();
         (run.bytes, run.loose_bytes) = (run.bytes + bytes, run.loose_bytes + bytes);
-        let committed = self.commit_surely(writes).await;
+        let committed = if batch.new_hands {
+            self.commit_hands(run, &batch, seen).await?
+        } else {
+            self.commit_surely(self.writes(run, &batch, seen)).await
+        };
         if point == "before-result" && committed.is_ok() {
             crash::point("after-result");
         }
@@ -324,6 +331,32 @@ impl Turn {
                 | CommitError::NotFound
                 | CommitError::Answered,
             ) => Err(Stopped::LeaseLost),
+        }
+    }
+
+    /// Makes a new generation durable, together with the word that the workspace is here now.
+    async fn commit_hands(
+        &self,
+        run: &mut Run,
+        batch: &Batch,
+        seen: Seq,
+    ) -> Result<Result<Vec<(Seq, Timestamp)>, CommitError>, Stopped> {
+        let (session, workspace) = (&self.lease.session, &self.lease.workspace);
+        loop {
+            let mut writes = self.writes(run, batch, seen);
+            if let Some(checkpoints) = &self.world.checkpoints {
+                let here = self.world.compute.has_workspace(session.as_str()).await;
+                let generation = run.machine.state().generation + 1;
+                let (write, restore) =
+                    checkpoints.begin(workspace, session, generation, here).await?;
+                writes.push(write);
+                run.restore = restore;
+            }
+            match self.commit_surely(writes).await {
+                // A checkpoint of the generation before came between.
+                Err(CommitError::Changed) if !self.stop.is_cancelled() => {}
+                outcome => return Ok(outcome),
+            }
         }
     }
 

@@ -54,8 +54,9 @@ async fn decide(app: App, posted: Arc<Posted>, ids: PathIds) -> Result<Outcome> 
             ..SessionChange::default()
         },
     });
+    let writes = vec![write, sessions::without_checkpoint(&row)];
     row.status = Status::Terminated;
     row.archived_at = Some(now);
     row.updated_at = now;
-    Ok(Outcome::new(vec![write], sessions::show(&row, &body, now)))
+    Ok(Outcome::new(writes, sessions::show(&row, &body, now)))
 }

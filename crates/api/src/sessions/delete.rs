@@ -38,5 +38,6 @@ async fn decide(app: App, posted: Arc<Posted>, ids: PathIds) -> Result<Outcome> 
         revision: row.revision,
         record: sessions::event(&app, &row, server::session_deleted()),
     };
-    Ok(Outcome::new(vec![write], json!({ "id": row.id, "type": "session_deleted" })))
+    let writes = vec![write, sessions::without_checkpoint(&row)];
+    Ok(Outcome::new(writes, json!({ "id": row.id, "type": "session_deleted" })))
 }

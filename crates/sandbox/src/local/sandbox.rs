@@ -7,6 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use vaquero_hand::pack::Piece;
 use vaquero_hand::protocol::{Fence, Op, State, ToolResult, VERSION};
 
 use crate::answer::Answer;
@@ -16,6 +17,8 @@ use crate::seam::{CallState, Sandbox};
 
 /// How long anything but a run may take; a sandbox at its CPU limit is slow, not dead.
 const CONTROL_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long packing may take: every large file that changed is read.
+const PACK_TIMEOUT: Duration = Duration::from_mins(5);
 /// One read of a file.
 const CHUNK: u64 = 4 << 20;
 
@@ -38,6 +41,22 @@ impl LocalSandbox {
             return Ok(());
         }
         Err(self.connection.mismatch("hello"))
+    }
+
+    async fn bytes(&self, fence: Fence, op: Op, asked: &str) -> Result<Vec<u8>, SandboxError> {
+        if let Answer::Bytes { data_b64 } = self.connection.ask(fence, op, PACK_TIMEOUT).await?
+            && let Ok(bytes) = STANDARD.decode(data_b64)
+        {
+            return Ok(bytes);
+        }
+        Err(self.connection.mismatch(asked))
+    }
+
+    async fn put(&self, fence: Fence, op: Op, asked: &str) -> Result<(), SandboxError> {
+        match self.connection.ask(fence, op, PACK_TIMEOUT).await? {
+            Answer::Put => Ok(()),
+            _ => Err(self.connection.mismatch(asked)),
+        }
     }
 
     async fn control(&self, fence: Fence, op: Op) -> Result<Answer, SandboxError> {
@@ -98,6 +117,37 @@ impl Sandbox for LocalSandbox {
         } else {
             Err(self.connection.mismatch("cancel"))
         }
+    }
+
+    async fn pack(&self, fence: Fence) -> Result<Vec<Piece>, SandboxError> {
+        match self.connection.ask(fence, Op::Pack {}, PACK_TIMEOUT).await? {
+            Answer::Pages(pages) => Ok(pages),
+            _ => Err(self.connection.mismatch("pack")),
+        }
+    }
+
+    async fn page(&self, index: usize, fence: Fence) -> Result<Vec<u8>, SandboxError> {
+        let index = u32::try_from(index).unwrap_or(u32::MAX);
+        self.bytes(fence, Op::Page { index }, "page").await
+    }
+
+    async fn part(&self, path: &[u8], offset: u64, fence: Fence) -> Result<Vec<u8>, SandboxError> {
+        self.bytes(fence, Op::Part { path_b64: STANDARD.encode(path), offset }, "part").await
+    }
+
+    async fn put_part(
+        &self,
+        path: &[u8],
+        first: bool,
+        bytes: &[u8],
+        fence: Fence,
+    ) -> Result<(), SandboxError> {
+        let (path_b64, data_b64) = (STANDARD.encode(path), STANDARD.encode(bytes));
+        self.put(fence, Op::PutPart { path_b64, first, data_b64 }, "put_part").await
+    }
+
+    async fn unpack(&self, page: &[u8], fence: Fence) -> Result<(), SandboxError> {
+        self.put(fence, Op::Unpack { data_b64: STANDARD.encode(page) }, "unpack").await
     }
 
     async fn read_file(

@@ -58,6 +58,10 @@ impl ComputeProvider for UnsafeHost {
         self.local.sessions().await
     }
 
+    async fn has_workspace(&self, session: &str) -> bool {
+        self.local.has_workspace(session).await
+    }
+
     async fn shutdown(&self, linger: bool) {
         self.local.shutdown(linger).await;
     }

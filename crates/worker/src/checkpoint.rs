@@ -1,0 +1,398 @@
+//! Checkpoints: the workspace of a session, kept in the blob store so that it can go on elsewhere when its machine is gone. Taken in the background after calls that may
+//! have changed it; only what is not there yet is stored. A document says whose hands hold the workspace, in which generation, and what the newest checkpoint is: whoever
+//! writes it must have read it, and must not be of an older generation.
+
+mod pieces;
+
+use pieces::Known;
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+use tokio::time::sleep;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use vaquero_blob::{BlobError, Blobs};
+use vaquero_sandbox::{Fence, Piece, Sandbox, SandboxError};
+use vaquero_store::{
+    CommitError, Document, EventQuery, Expect, SharedStore, StoreError, WorkerName, Write,
+    document::CHECKPOINT,
+};
+use vaquero_types::{Clock, EventId, SessionId, Timestamp, WorkspaceId};
+
+/// How long after a call its workspace is packed; calls that follow by then share the checkpoint.
+const DEBOUNCE: Duration = Duration::from_millis(700);
+/// How often packing begins anew because files change under it.
+const ATTEMPTS: u32 = 4;
+/// Tools that leave the workspace as it is.
+const READERS: [&str; 3] = ["read", "glob", "grep"];
+
+/// Why a workspace could not be kept or brought back.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CheckpointError {
+    /// A newer generation holds the workspace.
+    #[error("a newer sandbox holds the workspace")]
+    Superseded,
+    /// Files changed while they were read, again and again.
+    #[error("files change faster than they can be read")]
+    Restless,
+    /// A stored piece is not what its name says, or cannot be read.
+    #[error("a piece of the checkpoint is damaged: {0}")]
+    Damaged(String),
+    #[error("the sandbox failed")]
+    Sandbox(#[from] SandboxError),
+    #[error("the blob store failed")]
+    Blob(#[from] BlobError),
+    #[error("the store failed")]
+    Store(#[from] StoreError),
+    #[error("the checkpoint could not be written down")]
+    Commit(#[source] CommitError),
+}
+
+/// What is written down of a workspace.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+struct Checkpoint {
+    /// The sandbox generation that holds the workspace.
+    generation: u64,
+    /// The worker it is with.
+    holder: WorkerName,
+    /// The workspace is still to be brought to the holder.
+    #[serde(default)]
+    restore: bool,
+    /// The newest checkpoint.
+    #[serde(default)]
+    kept: Option<Kept>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Kept {
+    pages: Vec<Piece>,
+    at: Timestamp,
+    /// The newest call that was over when it was taken.
+    covers: Option<EventId>,
+}
+
+/// A checkpoint with the revision it was read at.
+struct Read {
+    revision: Option<u64>,
+    checkpoint: Checkpoint,
+}
+
+/// A workspace that has to be brought here before its sandbox is used.
+#[derive(Clone, Debug)]
+pub(crate) struct Restore {
+    kept: Option<Kept>,
+}
+
+/// A session with calls that no checkpoint holds yet.
+#[derive(Clone)]
+struct Dirty {
+    workspace: WorkspaceId,
+    sandbox: Arc<dyn Sandbox>,
+    epoch: u64,
+    covers: EventId,
+}
+
+/// Keeps and brings back workspaces.
+pub struct Checkpoints {
+    store: SharedStore,
+    /// None: workspaces are not kept, and what is lost is only said.
+    blobs: Option<Blobs>,
+    clock: Arc<dyn Clock>,
+    name: WorkerName,
+    dirty: Mutex<HashMap<SessionId, Dirty>>,
+    /// Sessions that a task is at work on.
+    busy: Mutex<HashSet<SessionId>>,
+    /// Sessions whose workspace is known to be whole here.
+    whole: Mutex<HashSet<SessionId>>,
+    known: Mutex<HashMap<SessionId, Known>>,
+    tasks: TaskTracker,
+    hurry: CancellationToken,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Checkpoints {
+    /// For a worker of this name.
+    pub fn new(
+        store: SharedStore,
+        blobs: Option<Blobs>,
+        clock: Arc<dyn Clock>,
+        name: WorkerName,
+    ) -> Self {
+        Self {
+            store,
+            blobs,
+            clock,
+            name,
+            dirty: Mutex::default(),
+            busy: Mutex::default(),
+            whole: Mutex::default(),
+            known: Mutex::default(),
+            tasks: TaskTracker::new(),
+            hurry: CancellationToken::new(),
+        }
+    }
+
+    async fn read(&self, workspace: &WorkspaceId, session: &SessionId) -> Result<Read, StoreError> {
+        let document = self.store.document(workspace, CHECKPOINT, session.as_str()).await?;
+        let Some(document) = document else {
+            return Ok(Read { revision: None, checkpoint: Checkpoint::default() });
+        };
+        let checkpoint = serde_json::from_str(&document.body)
+            .map_err(|_| StoreError::Corrupt { what: format!("checkpoint of {session}") })?;
+        Ok(Read { revision: Some(document.revision), checkpoint })
+    }
+
+    fn write(
+        &self,
+        workspace: &WorkspaceId,
+        session: &SessionId,
+        revision: Option<u64>,
+        checkpoint: &Checkpoint,
+    ) -> Write {
+        let document = Document {
+            workspace: workspace.clone(),
+            kind: CHECKPOINT.to_owned(),
+            id: session.as_str().to_owned(),
+            parent: None,
+            unique_key: None,
+            created_at: self.clock.now(),
+            archived_at: None,
+            revision: 0,
+            body: serde_json::to_string(checkpoint).unwrap_or_default(),
+        };
+        let expect = revision.map_or(Expect::Absent, Expect::Revision);
+        Write::PutDocument { document, expect }
+    }
+
+    /// What is to be written together with a new generation, and what is to be brought here for it. `here`: the session has files on this machine.
+    pub(crate) async fn begin(
+        &self,
+        workspace: &WorkspaceId,
+        session: &SessionId,
+        generation: u64,
+        here: bool,
+    ) -> Result<(Write, Option<Restore>), StoreError> {
+        let Read { revision, mut checkpoint } = self.read(workspace, session).await?;
+        let known = revision.is_some();
+        let restore = known && (checkpoint.holder != self.name || checkpoint.restore || !here);
+        checkpoint.generation = generation;
+        checkpoint.holder.clone_from(&self.name);
+        checkpoint.restore = restore;
+        let write = self.write(workspace, session, revision, &checkpoint);
+        lock(&self.whole).remove(session);
+        Ok((write, restore.then_some(Restore { kept: checkpoint.kept })))
+    }
+
+    /// Whether the workspace here is all there: bringing it may have been cut short.
+    pub(crate) async fn is_whole(
+        &self,
+        workspace: &WorkspaceId,
+        session: &SessionId,
+    ) -> Result<bool, StoreError> {
+        if lock(&self.whole).contains(session) {
+            return Ok(true);
+        }
+        let read = self.read(workspace, session).await?;
+        let whole = read.revision.is_none()
+            || (read.checkpoint.holder == self.name && !read.checkpoint.restore);
+        if whole {
+            lock(&self.whole).insert(session.clone());
+        }
+        Ok(whole)
+    }
+
+    /// Brings a workspace into a fresh sandbox; what the model is to know of it.
+    pub(crate) async fn restore(
+        &self,
+        workspace: &WorkspaceId,
+        session: &SessionId,
+        restore: Restore,
+        sandbox: &dyn Sandbox,
+        fence: Fence,
+    ) -> Result<String, CheckpointError> {
+        let told = match &restore.kept {
+            None => "There is no checkpoint of /workspace: its files are lost.".to_owned(),
+            Some(kept) => match self.unpack(workspace, session, kept, sandbox, fence).await {
+                Ok(()) => {
+                    let last = self.last_result(session).await?;
+                    let complete = last.is_none() || last == kept.covers;
+                    let what = if complete {
+                        "everything up to the last finished call is there"
+                    } else {
+                        "changes made after that are lost"
+                    };
+                    format!("/workspace is as of its checkpoint of {}: {what}.", kept.at)
+                }
+                Err(
+                    error @ (CheckpointError::Damaged(_)
+                    | CheckpointError::Blob(BlobError::NotFound(_))),
+                ) => {
+                    tracing::error!(%session, %error, "a checkpoint is damaged");
+                    "The checkpoint of /workspace is damaged: what could be read of it is there, the rest is lost.".to_owned()
+                }
+                Err(error) => return Err(error),
+            },
+        };
+        self.settle(workspace, session, fence.generation).await?;
+        Ok(format!(
+            "The machine that held this session's sandbox is gone. {told} Running programs and everything outside /workspace are gone."
+        ))
+    }
+
+    /// Writes down that the workspace is whole.
+    async fn settle(
+        &self,
+        workspace: &WorkspaceId,
+        session: &SessionId,
+        generation: u64,
+    ) -> Result<(), CheckpointError> {
+        let Read { revision, mut checkpoint } = self.read(workspace, session).await?;
+        if checkpoint.generation != generation {
+            return Err(CheckpointError::Superseded);
+        }
+        checkpoint.restore = false;
+        let write = self.write(workspace, session, revision, &checkpoint);
+        let committed = self.store.commit(vec![write], self.clock.now()).await;
+        committed.map_err(CheckpointError::Commit)?;
+        lock(&self.whole).insert(session.clone());
+        Ok(())
+    }
+
+    /// The call of the newest result in the log.
+    async fn last_result(&self, session: &SessionId) -> Result<Option<EventId>, StoreError> {
+        let query = EventQuery {
+            session: session.clone(),
+            thread: None,
+            types: vec!["agent.tool_result".to_owned()],
+            after: None,
+            from: None,
+            before: None,
+            until: None,
+            descending: true,
+            cursor: None,
+            limit: 1,
+        };
+        let page = self.store.events(&query).await?;
+        let call = page.records.first().and_then(|record| {
+            let body: serde_json::Value = serde_json::from_str(&record.new.body).ok()?;
+            body["tool_use_id"].as_str().map(EventId::from_wire)
+        });
+        Ok(call)
+    }
+
+    /// A call is over whose result is durable: its workspace is packed soon.
+    pub(crate) fn changed(
+        self: &Arc<Self>,
+        workspace: &WorkspaceId,
+        session: &SessionId,
+        sandbox: &Arc<dyn Sandbox>,
+        epoch: u64,
+        call: &EventId,
+        tool: &str,
+    ) {
+        if self.blobs.is_none() || READERS.contains(&tool) {
+            return;
+        }
+        let dirty = Dirty {
+            workspace: workspace.clone(),
+            sandbox: Arc::clone(sandbox),
+            epoch,
+            covers: call.clone(),
+        };
+        lock(&self.dirty).insert(session.clone(), dirty);
+        if lock(&self.busy).insert(session.clone()) {
+            self.tasks.spawn(Arc::clone(self).keep(session.clone()));
+        }
+    }
+
+    /// Takes checkpoints of a session for as long as there is something to keep.
+    async fn keep(self: Arc<Self>, session: SessionId) {
+        loop {
+            self.hurry.run_until_cancelled(sleep(DEBOUNCE)).await;
+            let taken = {
+                // Under both locks: whoever marks it next either is seen here or starts another task.
+                let (mut dirty, mut busy) = (lock(&self.dirty), lock(&self.busy));
+                let taken = dirty.remove(&session);
+                if taken.is_none() {
+                    busy.remove(&session);
+                }
+                taken
+            };
+            let Some(dirty) = taken else { return };
+            match self.save(&session, &dirty).await {
+                Ok(()) => metrics::counter!("vaquero_checkpoints_total").increment(1),
+                Err(CheckpointError::Superseded) => {}
+                Err(CheckpointError::Sandbox(
+                    SandboxError::StaleFence | SandboxError::Gone { .. },
+                )) => {}
+                Err(error) => {
+                    metrics::counter!("vaquero_checkpoint_failures_total").increment(1);
+                    tracing::warn!(%session, %error, "no checkpoint could be taken; the next call tries again");
+                }
+            }
+        }
+    }
+
+    async fn save(&self, session: &SessionId, dirty: &Dirty) -> Result<(), CheckpointError> {
+        let generation = dirty.sandbox.generation();
+        for _ in 0..ATTEMPTS {
+            let Read { revision, mut checkpoint } = self.read(&dirty.workspace, session).await?;
+            if revision.is_none() || checkpoint.generation != generation || checkpoint.restore {
+                return Err(CheckpointError::Superseded);
+            }
+            let fence = Fence { epoch: dirty.epoch, generation };
+            let before = checkpoint.kept.as_ref().map_or(&[][..], |kept| &kept.pages);
+            let Some(pages) = self.store_pieces(session, dirty, before, fence).await? else {
+                continue;
+            };
+            let covers = Some(dirty.covers.clone());
+            checkpoint.kept = Some(Kept { pages, at: self.clock.now(), covers });
+            let write = self.write(&dirty.workspace, session, revision, &checkpoint);
+            match self.store.commit(vec![write], self.clock.now()).await {
+                Ok(_) => return Ok(()),
+                Err(CommitError::Changed) => {}
+                Err(CommitError::NotFound) => return Err(CheckpointError::Superseded),
+                Err(error) => return Err(CheckpointError::Commit(error)),
+            }
+        }
+        Err(CheckpointError::Restless)
+    }
+
+    /// Takes what is due at once, and waits for it.
+    pub(crate) async fn flush(&self) {
+        self.hurry.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    /// Forgets a session that ended here.
+    pub(crate) fn forget(&self, session: &SessionId) {
+        lock(&self.dirty).remove(session);
+        lock(&self.whole).remove(session);
+        lock(&self.known).remove(session);
+    }
+
+    /// Removes the blobs of sessions that no longer exist; how many sessions they were of.
+    pub(crate) async fn sweep(&self) -> Result<usize, CheckpointError> {
+        let Some(blobs) = &self.blobs else { return Ok(0) };
+        let mut swept = 0;
+        for workspace in blobs.folders(pieces::ROOT).await? {
+            let below = format!("{}/{workspace}", pieces::ROOT);
+            for session in blobs.folders(&below).await? {
+                let id = SessionId::from_wire(session.clone());
+                let gone =
+                    self.store.session(&id).await?.is_none_or(|row| row.archived_at.is_some());
+                if gone {
+                    blobs.remove_all(&format!("{below}/{session}")).await?;
+                    swept += 1;
+                }
+            }
+        }
+        Ok(swept)
+    }
+}
