@@ -8,7 +8,7 @@ use rusqlite::{Connection, OptionalExtension, ToSql, params};
 use std::time::Duration;
 use vaquero_store::{
     Answer, AnswerKey, Append, Author, Claimed, CommitError, Committed, Document, Expect, Lease,
-    NewRecord, Record, RecordKind, Seq, SessionChange, SessionRow, Snapshot, StoreError,
+    NewRecord, Record, RecordKind, Restored, Seq, SessionChange, SessionRow, Snapshot, StoreError,
     WorkerName, Write,
 };
 use vaquero_types::{
@@ -41,7 +41,10 @@ pub(crate) fn apply(
             Write::CheckDocument { workspace, kind, id, expect } => {
                 check(db, &workspace, &kind, &id, expect)?;
             }
-            Write::CreateSession { row, thread } => create_session(db, &row, &thread)?,
+            Write::CreateSession { row, thread } => {
+                create_session(db, &row, &[thread])?;
+            }
+            Write::RestoreSession(restored) => restore_session(db, &restored, now, effects)?,
             Write::Append(append) => {
                 committed.appended.push(self::append(db, append, now, effects)?)
             }
@@ -114,7 +117,11 @@ fn put_document(db: &Connection, document: &Document, expect: Expect) -> Result<
     Ok(())
 }
 
-fn create_session(db: &Connection, row: &SessionRow, thread: &Thread) -> Result<(), CommitError> {
+fn create_session(
+    db: &Connection,
+    row: &SessionRow,
+    threads: &[Thread],
+) -> Result<i64, CommitError> {
     let made = execute(
         db,
         "INSERT INTO sessions (id, workspace, status, agent, agent_version, environment, primary_thread, created_at, updated_at, archived_at, gate, usage, activity) \
@@ -140,6 +147,13 @@ fn create_session(db: &Connection, row: &SessionRow, thread: &Thread) -> Result<
     }
     let number = db.last_insert_rowid();
     execute(db, "INSERT INTO bodies (session, body) VALUES (?1, ?2)", params![number, row.body])?;
+    for thread in threads {
+        insert_thread(db, number, thread)?;
+    }
+    Ok(number)
+}
+
+fn insert_thread(db: &Connection, number: i64, thread: &Thread) -> Result<(), CommitError> {
     execute(
         db,
         "INSERT INTO threads (id, session, parent, status, created_at, updated_at, archived_at, usage, activity) \
@@ -159,7 +173,42 @@ fn create_session(db: &Connection, row: &SessionRow, thread: &Thread) -> Result<
     Ok(())
 }
 
+/// A session with everything it had elsewhere.
+fn restore_session(
+    db: &Connection,
+    restored: &Restored,
+    now: Timestamp,
+    effects: &mut Effects,
+) -> Result<(), CommitError> {
+    let Restored { row, threads, records, ready } = restored;
+    let number = create_session(db, row, threads)?;
+    let mut tail = Tail { number, ..Tail::default() };
+    for record in records {
+        place(db, &tail, record)?;
+        tail.last_at = record.at.as_micros();
+        if record.new.kind == RecordKind::Event {
+            tail.last_event_at = tail.last_at;
+        }
+    }
+    execute(
+        db,
+        "UPDATE sessions SET head = ?2, client_head = ?3, last_at = ?4, last_event_at = ?5, ready_at = ?6 WHERE n = ?1",
+        params![
+            number,
+            int(row.head),
+            int(row.client_head),
+            tail.last_at,
+            tail.last_event_at,
+            ready.then_some(now.as_micros()),
+        ],
+    )?;
+    effects.ready |= *ready;
+    effects.grown.push((row.id.clone(), row.head, Vec::new()));
+    Ok(())
+}
+
 /// The columns an append checks and moves on.
+#[derive(Default)]
 struct Tail {
     number: i64,
     head: Seq,
@@ -277,21 +326,27 @@ fn insert(
         tail.last_event_at = at;
     }
     tail.last_at = at;
+    let at = Timestamp::from_micros(at);
+    place(db, tail, &Record { seq: tail.head, at, new: record.clone() })?;
+    Ok((tail.head, at))
+}
+
+fn place(db: &Connection, tail: &Tail, record: &Record) -> Result<(), CommitError> {
     execute(
         db,
         "INSERT INTO log (session, seq, kind, event_id, thread, event_type, at, body) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
         params![
             tail.number,
-            int(tail.head),
-            kind_number(record.kind),
-            record.event_id.as_str(),
-            record.thread.as_str(),
-            record.event_type,
-            at,
-            &*record.body,
+            int(record.seq),
+            kind_number(record.new.kind),
+            record.new.event_id.as_str(),
+            record.new.thread.as_str(),
+            record.new.event_type,
+            record.at.as_micros(),
+            &*record.new.body,
         ],
-    )?;
-    Ok((tail.head, Timestamp::from_micros(at)))
+    )
+    .map(drop)
 }
 
 fn update_row(

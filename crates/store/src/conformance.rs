@@ -38,5 +38,6 @@ where
     cases::nobody_waiting_for_growth_is_missed(open().await).await;
     claims::nobody_waiting_for_work_is_missed(open().await).await;
     cases::concurrent_appends_leave_no_gap(open().await).await;
+    cases::a_session_is_restored_as_it_was(open().await).await;
     cases::snapshots_are_kept_for_living_sessions(open().await).await;
 }

@@ -39,7 +39,9 @@ pub use live::{Delta, Live, LocalLive};
 pub use memory::MemoryStore;
 pub use record::{EventPage, EventQuery, NewRecord, Position, Record, RecordKind, Seq};
 pub use session::{SessionPage, SessionQuery, SessionRow, Snapshot};
-pub use write::{Answer, AnswerKey, Append, Author, Committed, Expect, SessionChange, Write};
+pub use write::{
+    Answer, AnswerKey, Append, Author, Committed, Expect, Restored, SessionChange, Write,
+};
 
 use async_trait::async_trait;
 use std::{sync::Arc, time::Duration};

@@ -62,6 +62,10 @@ impl Needs {
                     self.sessions.insert(row.id.clone());
                     self.new_sessions += 1;
                 }
+                Write::RestoreSession(restored) => {
+                    self.sessions.insert(restored.row.id.clone());
+                    self.new_sessions += 1;
+                }
                 Write::Append(append) => {
                     self.sessions.insert(append.session.clone());
                     let events = append.records.iter().map(|record| record.event_id.clone());
@@ -243,6 +247,16 @@ impl WorkSet {
                 }
                 undo.sessions.push((row.id.clone(), None));
                 self.sessions.insert(row.id.clone(), Session::new(row, thread));
+                Ok(())
+            }
+            Write::RestoreSession(restored) => {
+                let id = restored.row.id.clone();
+                if self.sessions.contains_key(&id) {
+                    return Err(CommitError::Changed);
+                }
+                undo.sessions.push((id.clone(), None));
+                self.ready |= restored.ready;
+                self.sessions.insert(id, Session::restored(restored, now));
                 Ok(())
             }
             Write::Append(append) => {

@@ -3,7 +3,7 @@
 use crate::{
     document::Document,
     lease::WorkerName,
-    record::{NewRecord, Seq},
+    record::{NewRecord, Record, Seq},
     session::{SessionRow, Snapshot},
 };
 use vaquero_types::{
@@ -54,6 +54,8 @@ pub enum Write {
         /// Its primary thread.
         thread: Thread,
     },
+    /// Creates a session with everything it had elsewhere. Refused with `Changed` if there is, or was, one of this id.
+    RestoreSession(Restored),
     /// Appends records to a session's log and changes its row with them.
     Append(Append),
     /// Removes a session, its log and threads, and leaves a tombstone: the `session.deleted` record, written last.
@@ -79,6 +81,19 @@ pub enum Write {
         /// What it was answered.
         answer: Answer,
     },
+}
+
+/// A session as it was elsewhere.
+#[derive(Clone, Debug)]
+pub struct Restored {
+    /// The row; `head` and `client_head` are taken from it, `epoch` begins anew.
+    pub row: SessionRow,
+    /// Its threads, the primary one first.
+    pub threads: Vec<Thread>,
+    /// Its log, from the first record to `head`, with the instants it had.
+    pub records: Vec<Record>,
+    /// A worker is to go on with it.
+    pub ready: bool,
 }
 
 /// What must hold of a document before it is written.

@@ -98,7 +98,7 @@ struct Threads {
 }
 
 impl New {
-    fn push(&mut self, n: i64, row: vaquero_store::SessionRow, thread: &Thread) {
+    fn push(&mut self, n: i64, row: vaquero_store::SessionRow, all: &[Thread]) {
         self.n.push(n);
         self.id.push(row.id.as_str().to_owned());
         self.workspace.push(row.workspace.as_str().to_owned());
@@ -108,16 +108,9 @@ impl New {
         self.primary_thread.push(row.primary_thread.as_str().to_owned());
         self.created_at.push(row.created_at.as_micros());
         self.body.push(row.body);
-        let threads = &mut self.threads;
-        threads.session.push(n);
-        threads.id.push(thread.id.as_str().to_owned());
-        threads.parent.push(thread.parent.as_ref().map(|id: &ThreadId| id.as_str().to_owned()));
-        threads.status.push(thread.status.as_str());
-        threads.created_at.push(thread.created_at.as_micros());
-        threads.updated_at.push(thread.updated_at.as_micros());
-        threads.archived_at.push(micros(thread.archived_at));
-        threads.usage.push(json(&thread.usage));
-        threads.activity.push(json(&thread.activity));
+        for thread in all {
+            self.threads.push(n, thread);
+        }
     }
 
     fn params(&self) -> [Param<'_>; 8] {
@@ -135,6 +128,18 @@ impl New {
 }
 
 impl Threads {
+    fn push(&mut self, n: i64, thread: &Thread) {
+        self.session.push(n);
+        self.id.push(thread.id.as_str().to_owned());
+        self.parent.push(thread.parent.as_ref().map(|id: &ThreadId| id.as_str().to_owned()));
+        self.status.push(thread.status.as_str());
+        self.created_at.push(thread.created_at.as_micros());
+        self.updated_at.push(thread.updated_at.as_micros());
+        self.archived_at.push(micros(thread.archived_at));
+        self.usage.push(json(&thread.usage));
+        self.activity.push(json(&thread.activity));
+    }
+
     fn params(&self) -> [Param<'_>; 9] {
         [
             &self.session,
@@ -349,8 +354,8 @@ impl Writes {
     }
 
     fn session(&mut self, n: i64, id: SessionId, mut session: Session) {
-        if let Some((row, thread)) = session.new.take() {
-            self.new.push(n, row, &thread);
+        if let Some((row, threads)) = session.new.take() {
+            self.new.push(n, row, &threads);
         }
         for grown in session.grown() {
             self.log.push(n, grown);

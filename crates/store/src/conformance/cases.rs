@@ -457,6 +457,52 @@ pub(super) async fn concurrent_appends_leave_no_gap(store: SharedStore) {
     assert_eq!(seqs, (1..=WRITERS * EACH + 1).collect::<Vec<u64>>());
 }
 
+pub(super) async fn a_session_is_restored_as_it_was(store: SharedStore) {
+    mixed_log(&store).await;
+    let id = session_id("s");
+    let mut row = store.session(&id).await.expect("readable").expect("there");
+    let threads = store.threads(&id).await.expect("readable");
+    let records = log(&store, "s").await;
+    let again = |row: &crate::SessionRow| {
+        Write::RestoreSession(crate::Restored {
+            row: row.clone(),
+            threads: threads.clone(),
+            records: records.clone(),
+            ready: true,
+        })
+    };
+    let twice = store.commit(vec![again(&row)], at(900)).await;
+    assert!(matches!(twice, Err(CommitError::Changed)));
+    row.id = session_id("copy");
+    row.primary_thread = thread_id("copy");
+    let mut copied = crate::Restored {
+        row: row.clone(),
+        threads: threads.clone(),
+        records: records.clone(),
+        ready: true,
+    };
+    copied.threads[0].id = thread_id("copy");
+    store.commit(vec![Write::RestoreSession(copied)], at(900)).await.expect("restored");
+    assert_eq!(log(&store, "copy").await, records, "with the instants it had");
+    let kept = store.session(&row.id).await.expect("readable").expect("there");
+    assert_eq!((kept.head, kept.client_head, kept.epoch), (row.head, row.client_head, 0));
+    assert_eq!((kept.gate, kept.usage, kept.body), (row.gate, row.usage, row.body));
+    let lease = loop {
+        let lease = claimed(&store, 1_000).await;
+        if lease.session == row.id {
+            break lease;
+        }
+    };
+    store
+        .commit(
+            vec![append("copy", by(&lease), vec![event("copy", "next")], SessionChange::default())],
+            at(1_001),
+        )
+        .await
+        .expect("it goes on");
+    assert_eq!(log(&store, "copy").await.last().map(|record| record.seq), Some(row.head + 1));
+}
+
 pub(super) async fn snapshots_are_kept_for_living_sessions(store: SharedStore) {
     store.commit(vec![new_session("s", 1)], at(1)).await.expect("created");
     let keep = |seq| Write::PutSnapshot {

@@ -78,9 +78,8 @@ impl Tables {
     }
 
     fn save_session(&mut self, id: SessionId, mut session: Session) {
-        if let Some((row, thread)) = session.new.take() {
-            let state = session.state.clone();
-            let (threads, log) = (vec![thread], Vec::new());
+        if let Some((row, threads)) = session.new.take() {
+            let (state, log) = (session.state.clone(), Vec::new());
             self.sessions.insert(id.clone(), Kept { row, state, threads, log, snapshot: None });
         }
         let Some(kept) = self.sessions.get_mut(&id) else { return };

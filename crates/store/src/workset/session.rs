@@ -2,8 +2,8 @@
 
 use super::Made;
 use crate::{
-    Append, Author, CommitError, NewRecord, Record, RecordKind, Seq, SessionChange, SessionRow,
-    WorkerName,
+    Append, Author, CommitError, NewRecord, Record, RecordKind, Restored, Seq, SessionChange,
+    SessionRow, WorkerName,
 };
 use std::time::Duration;
 use vaquero_types::{
@@ -108,8 +108,8 @@ pub struct Session {
     pub state: SessionState,
     /// Its records that writes may repeat.
     pub made: Made,
-    /// Its row and thread, if it is to be made.
-    pub new: Option<(SessionRow, Thread)>,
+    /// Its row and threads, if it is to be made.
+    pub new: Option<(SessionRow, Vec<Thread>)>,
     /// Records of this set, the first `discarded` of which went with the session.
     grown: Vec<Grown>,
     discarded: usize,
@@ -148,7 +148,25 @@ impl Session {
 
     pub(super) fn new(row: SessionRow, thread: Thread) -> Self {
         let state = SessionState::of(&row);
-        Self { new: Some((row, thread)), changed: true, ..Self::found(state) }
+        Self { new: Some((row, vec![thread])), changed: true, ..Self::found(state) }
+    }
+
+    /// One that was elsewhere before.
+    pub(super) fn restored(restored: Restored, now: Timestamp) -> Self {
+        let Restored { row, threads, records, ready } = restored;
+        let last = |wanted: fn(&&Record) -> bool| {
+            records.iter().rev().find(wanted).map_or_else(Timestamp::default, |record| record.at)
+        };
+        let state = SessionState {
+            head: row.head,
+            client_head: row.client_head,
+            last_at: last(|_| true),
+            last_event_at: last(|record| record.new.kind == RecordKind::Event),
+            ready_at: ready.then_some(now),
+            ..SessionState::of(&row)
+        };
+        let grown = records.into_iter().map(|record| Grown { record, epoch: None }).collect();
+        Self { new: Some((row, threads)), grown, changed: true, ..Self::found(state) }
     }
 
     pub(super) fn save(&self) -> Saved {
