@@ -16,11 +16,13 @@ mod health;
 pub mod keys;
 mod models;
 pub mod openapi;
+pub mod portable;
 mod query;
 mod rates;
 mod reject;
 pub mod routes;
 mod sessions;
+mod stop_all;
 mod threads;
 
 pub use app::{App, Parts, Settings};
@@ -28,3 +30,4 @@ pub use edge::unreadable;
 pub use models::ModelList;
 pub use rates::Rates;
 pub use routes::{router, worker_router};
+pub use stop_all::stop_all;

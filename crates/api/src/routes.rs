@@ -2,7 +2,7 @@
 
 use crate::{
     agents, app::App, auth, edge, environments, events, health, models, reject::Reject, sessions,
-    threads,
+    stop_all, threads,
 };
 use axum::{
     Router,
@@ -48,6 +48,9 @@ pub const TABLE: &[(&str, &str, &str)] = &[
     ("GET", "/v1/models/{model_id}", "models.retrieve"),
 ];
 
+/// What is ours alone: method and path.
+pub const EXTENSIONS: &[(&str, &str)] = &[("POST", "/v1/sessions/stop_all")];
+
 /// The application's router.
 pub fn router(app: App) -> Router {
     let session = "/v1/sessions/{session_id}";
@@ -78,6 +81,7 @@ pub fn router(app: App) -> Router {
                 .post(sessions::update::handler)
                 .delete(sessions::delete::handler),
         )
+        .route("/v1/sessions/stop_all", post(stop_all::handler))
         .route(&format!("{session}/archive"), post(sessions::archive::handler))
         .route(&format!("{session}/events"), post(events::send::handler).get(events::list::handler))
         .route(&format!("{session}/events/stream"), get(events::stream::handler))
@@ -112,7 +116,9 @@ fn finish(router: Router<App>, app: App) -> Router {
 /// A method that its path does not take.
 async fn unknown_method(path: Option<MatchedPath>, request: Request) -> Reject {
     let path = path.as_ref().map_or("", MatchedPath::as_str);
-    let taken = TABLE.iter().filter(|(_, known, _)| *known == path).map(|(method, ..)| *method);
+    let all = TABLE.iter().map(|(method, known, _)| (*method, *known));
+    let all = all.chain(EXTENSIONS.iter().copied());
+    let taken = all.filter(|(_, known)| *known == path).map(|(method, _)| method);
     let taken: Vec<&str> = taken.collect();
     let taken = if taken.is_empty() { "GET".to_owned() } else { taken.join(", ") };
     let message = format!("`{}` takes {taken}, not {}", request.uri().path(), request.method());

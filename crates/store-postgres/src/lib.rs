@@ -361,6 +361,15 @@ impl Store for PostgresStore {
         self.readers.kept_by(worker, ids).await
     }
 
+    async fn outdated(
+        &self,
+        archived: bool,
+        before: Timestamp,
+        limit: usize,
+    ) -> Result<Vec<SessionRow>, StoreError> {
+        self.readers.outdated(archived, before, limit).await
+    }
+
     async fn threads(&self, session: &SessionId) -> Result<Vec<Thread>, StoreError> {
         self.readers.threads(session).await
     }

@@ -223,6 +223,26 @@ impl Readers {
         rows.iter().map(|row| Columns::of(row).id(SessionId::from_wire)).collect()
     }
 
+    pub(crate) async fn outdated(
+        &self,
+        archived: bool,
+        before: Timestamp,
+        limit: usize,
+    ) -> Result<Vec<SessionRow>, StoreError> {
+        let rest = if archived {
+            "archived_at IS NOT NULL"
+        } else {
+            "archived_at IS NULL AND status = 'idle'"
+        };
+        let mut filter = Filter::new(&format!(
+            "SELECT {SESSION_COLUMNS} FROM sessions WHERE NOT deleted AND {rest}"
+        ));
+        filter.and("updated_at <", before.as_micros());
+        filter.sql.push_str(&format!(" LIMIT {limit}"));
+        let rows = filter.rows(self).await?;
+        rows.iter().map(|row| rows::session(&mut Columns::of(row))).collect()
+    }
+
     pub(crate) async fn threads(&self, session: &SessionId) -> Result<Vec<Thread>, StoreError> {
         let sql = format!(
             "SELECT {THREAD_COLUMNS} FROM threads t JOIN sessions s ON s.n = t.session WHERE s.id = $1 AND NOT s.deleted \

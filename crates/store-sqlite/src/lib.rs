@@ -60,6 +60,12 @@ impl SqliteStore {
         self.writer.close();
     }
 
+    /// Writes a copy of the database as it is at one moment, while the store is in use. `to` must not exist.
+    pub async fn backup(&self, to: &Path) -> Result<(), StoreError> {
+        let to = to.to_owned();
+        self.read_with(move |db| read::backup(db, &to)).await
+    }
+
     async fn read_with<T: Send + 'static>(
         &self,
         read: impl FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
@@ -123,6 +129,15 @@ impl Store for SqliteStore {
     ) -> Result<Vec<SessionId>, StoreError> {
         let (worker, ids) = (worker.clone(), ids.to_vec());
         self.read_with(move |db| read::kept_by(db, &worker, &ids)).await
+    }
+
+    async fn outdated(
+        &self,
+        archived: bool,
+        before: Timestamp,
+        limit: usize,
+    ) -> Result<Vec<SessionRow>, StoreError> {
+        self.read_with(move |db| read::outdated(db, archived, before, limit)).await
     }
 
     async fn threads(&self, session: &SessionId) -> Result<Vec<Thread>, StoreError> {

@@ -250,6 +250,25 @@ pub(crate) fn kept_by(
     Ok(kept)
 }
 
+pub(crate) fn outdated(
+    db: &Connection,
+    archived: bool,
+    before: Timestamp,
+    limit: usize,
+) -> Result<Vec<SessionRow>, StoreError> {
+    let rest = if archived {
+        "archived_at IS NOT NULL"
+    } else {
+        "archived_at IS NULL AND status = 'idle'"
+    };
+    let mut filter = Filter::new(&format!(
+        "SELECT {SESSION_COLUMNS} FROM sessions WHERE deleted = 0 AND {rest}"
+    ));
+    filter.and("updated_at <", before.as_micros());
+    filter.sql.push_str(&format!(" LIMIT {limit}"));
+    filter.rows(db, rows::session)
+}
+
 pub(crate) fn threads(db: &Connection, session: &SessionId) -> Result<Vec<Thread>, StoreError> {
     let mut filter = Filter::new(
         "SELECT t.* FROM threads t JOIN sessions s ON s.n = t.session WHERE s.deleted = 0",
@@ -405,4 +424,11 @@ pub(crate) fn snapshot(
     optional(statement.query_row([number], |row| {
         Ok(Snapshot { seq: rows::natural(row, "seq")?, version: row.get(1)?, body: row.get(2)? })
     }))
+}
+
+pub(crate) fn backup(db: &Connection, to: &std::path::Path) -> Result<(), StoreError> {
+    let Some(to) = to.to_str() else {
+        return Err(StoreError::Backend("the name of the file is not UTF-8".into()));
+    };
+    db.execute("VACUUM INTO ?1", [to]).map(drop).map_err(failed)
 }

@@ -34,6 +34,7 @@ where
     cases::a_deleted_session_leaves_a_tombstone(open().await).await;
     cases::answers_hold_their_key_for_a_day(open().await).await;
     cases::sessions_filter_and_page(open().await).await;
+    cases::sessions_at_rest_grow_old(open().await).await;
     cases::status_changes_reach_the_primary_thread(open().await).await;
     cases::nobody_waiting_for_growth_is_missed(open().await).await;
     claims::nobody_waiting_for_work_is_missed(open().await).await;

@@ -96,6 +96,14 @@ pub trait Store: Send + Sync + 'static {
         ids: &[SessionId],
     ) -> Result<Vec<SessionId>, StoreError>;
 
+    /// Some sessions that changed last before `before` and are at rest: archived ones, or idle ones.
+    async fn outdated(
+        &self,
+        archived: bool,
+        before: Timestamp,
+        limit: usize,
+    ) -> Result<Vec<SessionRow>, StoreError>;
+
     /// The threads of a session, primary first.
     async fn threads(&self, session: &SessionId) -> Result<Vec<Thread>, StoreError>;
 

@@ -16,7 +16,7 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
-use vaquero_types::{EventId, SessionId, Timestamp, WorkspaceId, thread::Thread};
+use vaquero_types::{EventId, SessionId, Timestamp, WorkspaceId, session::Status, thread::Thread};
 
 /// A session with all that belongs to it.
 #[derive(Clone, Debug)]
@@ -201,6 +201,23 @@ impl Store for MemoryStore {
             self.of(id, kept).unwrap_or(false)
         };
         Ok(ids.iter().filter(here).cloned().collect())
+    }
+
+    async fn outdated(
+        &self,
+        archived: bool,
+        before: Timestamp,
+        limit: usize,
+    ) -> Result<Vec<SessionRow>, StoreError> {
+        let tables = self.tables();
+        let outdated = tables.sessions.values().filter(|kept| {
+            let state = &kept.state;
+            !state.deleted
+                && state.archived_at.is_some() == archived
+                && (archived || state.status == Status::Idle)
+                && state.updated_at < before
+        });
+        Ok(outdated.map(|kept| kept.row.clone()).take(limit).collect())
     }
 
     async fn threads(&self, session: &SessionId) -> Result<Vec<Thread>, StoreError> {

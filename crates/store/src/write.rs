@@ -16,7 +16,6 @@ use vaquero_types::{
 
 /// One change. All writes of a commit happen together.
 #[derive(Clone, Debug)]
-#[expect(clippy::large_enum_variant, reason = "writes are moved a few at a time")]
 pub enum Write {
     /// Creates or replaces a document (its `revision` is set by the store).
     PutDocument {

@@ -46,8 +46,9 @@ impl Database {
         connect(&self.url).await
     }
 
-    /// Runs statements in it.
+    /// Runs statements in it; `CURRENT_NAME` stands for its name.
     pub async fn run(&self, sql: &str) -> anyhow::Result<()> {
+        let sql = &sql.replace("CURRENT_NAME", &self.name);
         Ok(self.connect().await?.batch_execute(sql).await?)
     }
 }

@@ -92,6 +92,17 @@ impl Server {
         self.variables.push((name.to_owned(), value.to_owned()));
     }
 
+    /// What a variable is set to.
+    pub fn variable(&self, name: &str) -> Option<String> {
+        let found = self.variables.iter().find(|(known, _)| known == name);
+        found.map(|(_, value)| value.clone())
+    }
+
+    /// Gives it the embedded store, whatever the tests run on.
+    pub fn set_embedded(&mut self) {
+        self.set("VAQUERO_DATABASE_URL", "");
+    }
+
     /// Takes a variable back.
     pub fn unset(&mut self, name: &str) {
         self.variables.retain(|(known, _)| known != name);

@@ -1,7 +1,7 @@
 //! The admin socket: how commands reach a server that holds their data directory. One JSON line in, one out; only the server's own user can open it.
 
+use crate::operate::{Ask, Operator, Told};
 use anyhow::{Context, bail};
-use serde::{Deserialize, Serialize};
 use std::{
     io::{BufRead, BufReader, Write},
     os::unix::{fs::PermissionsExt, net::UnixStream as StdUnixStream},
@@ -13,47 +13,13 @@ use tokio::{
     task::JoinSet,
 };
 use tokio_util::sync::CancellationToken;
-use vaquero_api::{App, keys};
-
-/// What a command asks.
-#[expect(clippy::enum_variant_names, reason = "later commands ask about more than keys")]
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(tag = "op", rename_all = "snake_case")]
-pub(crate) enum Ask {
-    /// Make a key for a workspace.
-    KeyCreate {
-        /// Its name.
-        workspace: String,
-    },
-    /// List all keys.
-    KeyList,
-    /// Revoke a key.
-    KeyRevoke {
-        /// Its id.
-        id: String,
-    },
-}
-
-/// What it is told.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum Told {
-    /// A new key.
-    Key(String),
-    /// All keys.
-    Keys(Vec<keys::ApiKey>),
-    /// Whether there was such a key.
-    Revoked(bool),
-    /// Why not.
-    Failed(String),
-}
 
 pub(crate) fn path(data_dir: &Path) -> PathBuf {
     data_dir.join("admin.sock")
 }
 
 /// Serves until `stop`.
-pub(crate) async fn serve(data_dir: PathBuf, app: App, stop: CancellationToken) {
+pub(crate) async fn serve(data_dir: PathBuf, operator: Operator, stop: CancellationToken) {
     let path = path(&data_dir);
     // The directory's lock is held: a socket left here belongs to nobody.
     drop(std::fs::remove_file(&path));
@@ -72,7 +38,7 @@ pub(crate) async fn serve(data_dir: PathBuf, app: App, stop: CancellationToken) 
     loop {
         tokio::select! {
             accepted = listener.accept() => if let Ok((stream, _)) = accepted {
-                connections.spawn(answer(stream, app.clone()));
+                connections.spawn(answer(stream, operator.clone()));
             },
             Some(_) = connections.join_next() => {}
             () = stop.cancelled() => break,
@@ -81,7 +47,7 @@ pub(crate) async fn serve(data_dir: PathBuf, app: App, stop: CancellationToken) 
     drop(std::fs::remove_file(&path));
 }
 
-async fn answer(mut stream: UnixStream, app: App) {
+async fn answer(mut stream: UnixStream, operator: Operator) {
     let (reader, mut writer) = stream.split();
     let mut line = String::new();
     let mut reader = tokio::io::BufReader::new(reader.take(64 << 10));
@@ -89,7 +55,9 @@ async fn answer(mut stream: UnixStream, app: App) {
         return;
     }
     let told = match serde_json::from_str(&line) {
-        Ok(ask) => perform(&app, ask).await,
+        Ok(ask) => {
+            operator.perform(ask).await.unwrap_or_else(|error| Told::Failed(format!("{error:#}")))
+        }
         Err(error) => Told::Failed(format!("this server does not understand the command: {error}")),
     };
     let mut line = serde_json::to_string(&told).unwrap_or_default();
@@ -97,15 +65,6 @@ async fn answer(mut stream: UnixStream, app: App) {
     if let Err(error) = writer.write_all(line.as_bytes()).await {
         tracing::debug!(%error, "an admin command went away");
     }
-}
-
-async fn perform(app: &App, ask: Ask) -> Told {
-    let outcome = match ask {
-        Ask::KeyCreate { workspace } => app.create_key(&workspace).await.map(Told::Key),
-        Ask::KeyList => app.list_keys().await.map(Told::Keys),
-        Ask::KeyRevoke { id } => keys::revoke(app, &id).await.map(Told::Revoked),
-    };
-    outcome.unwrap_or_else(|error| Told::Failed(error.to_string()))
 }
 
 /// Asks the server that holds `data_dir`.

@@ -3,6 +3,7 @@
 pub(crate) mod demo;
 pub(crate) mod doctor;
 pub(crate) mod key;
+pub(crate) mod operate;
 mod place;
 pub(crate) mod scripted_model;
 pub(crate) mod serve;

@@ -18,12 +18,15 @@ use std::{
 use vaquero_api::Rates;
 use vaquero_core::Limits;
 use vaquero_model::ModelInfo;
+use vaquero_worker::Retention;
 
 /// Variables with our prefix that are no settings.
 const NOT_SETTINGS: [&str; 3] = ["CONFIG", "CRASH_POINT", "DEMO_MODEL"];
 
 /// Settings that are numbers.
-const NUMBERS: [&str; 15] = [
+const NUMBERS: [&str; 17] = [
+    "retention_archived_days",
+    "retention_idle_days",
     "database_connections",
     "sandbox_idle_seconds",
     "sandbox_memory_mb",
@@ -128,6 +131,14 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "SECONDS")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) lease_seconds: Option<u64>,
+    /// Days after which an archived session is deleted [default: never].
+    #[arg(long, value_name = "DAYS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) retention_archived_days: Option<u64>,
+    /// Days without any change after which an idle session is deleted [default: never].
+    #[arg(long, value_name = "DAYS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) retention_idle_days: Option<u64>,
     /// What to log, such as `info` or `vaquero_worker=debug`.
     #[arg(long, value_name = "FILTER")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -231,6 +242,8 @@ pub(crate) struct Config {
     pub(crate) model_max_tokens: u32,
     pub(crate) rate_limits: String,
     pub(crate) lease_seconds: u64,
+    pub(crate) retention_archived_days: Option<u64>,
+    pub(crate) retention_idle_days: Option<u64>,
     pub(crate) log: String,
     pub(crate) log_format: LogFormat,
     /// More models to list, each `{ id, display_name, created_at }`.
@@ -282,6 +295,8 @@ impl Default for Config {
             model_max_tokens: 32_000,
             rate_limits: "off".to_owned(),
             lease_seconds: 30,
+            retention_archived_days: None,
+            retention_idle_days: None,
             log: "info".to_owned(),
             log_format: LogFormat::Text,
             models: Vec::new(),
@@ -383,6 +398,15 @@ impl Config {
             pids: self.sandbox_processes,
             cpu_millis: self.sandbox_cpus.saturating_mul(1_000),
             ..vaquero_sandbox::Limits::default()
+        }
+    }
+
+    /// How long sessions are kept.
+    pub(crate) fn retention(&self) -> Retention {
+        let days = |days: u64| Duration::from_secs(days.saturating_mul(24 * 3600));
+        Retention {
+            archived: self.retention_archived_days.map(days),
+            idle: self.retention_idle_days.map(days),
         }
     }
 

@@ -4,6 +4,7 @@ mod admin;
 mod commands;
 mod config;
 mod listen;
+mod operate;
 mod server;
 mod stores;
 
@@ -28,6 +29,14 @@ enum Command {
     Key(commands::key::Args),
     /// Say what this machine can and cannot do, and what to do about it.
     Doctor(commands::doctor::Args),
+    /// Interrupt every running session of a workspace.
+    StopAll(commands::operate::StopAll),
+    /// Write a workspace, or one session, to a file that any server can import.
+    Export(commands::operate::Export),
+    /// Read what `export` wrote.
+    Import(commands::operate::Import),
+    /// Copy the embedded store's database, also while a server uses it.
+    Backup(commands::operate::Backup),
     /// Serve a scripted stand-in model (not a language model), for offline use and tests.
     ScriptedModel(commands::scripted_model::Args),
 }
@@ -45,6 +54,10 @@ fn main() -> ExitCode {
         Command::Demo(args) => commands::demo::run(&args),
         Command::Key(args) => commands::key::run(&args),
         Command::Doctor(args) => commands::doctor::run(&args),
+        Command::StopAll(args) => commands::operate::stop_all(&args),
+        Command::Export(args) => commands::operate::export(&args),
+        Command::Import(args) => commands::operate::import(&args),
+        Command::Backup(args) => commands::operate::backup(&args),
         Command::ScriptedModel(args) => commands::scripted_model::run(&args),
     };
     match outcome {

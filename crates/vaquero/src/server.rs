@@ -4,6 +4,7 @@ use crate::{
     admin,
     config::{Config, LimitsChoice, Role, SandboxChoice},
     listen,
+    operate::Operator,
     stores::Opened,
 };
 use anyhow::Context;
@@ -37,7 +38,7 @@ pub(crate) struct Server {
     /// What it is called among those that share its store.
     pub(crate) node: String,
     app: App,
-    store: Opened,
+    store: Arc<Opened>,
     drain: CancellationToken,
     stop_worker: CancellationToken,
     tasks: JoinSet<()>,
@@ -92,27 +93,20 @@ async fn compute(config: &Config) -> anyhow::Result<Arc<dyn ComputeProvider>> {
     }
 }
 
-/// Where workspaces are kept for other servers: nowhere if there are none.
+/// Where workspaces are kept for when their machine is gone.
 fn checkpoints(
     config: &Config,
     store: &SharedStore,
     clock: &Arc<dyn Clock>,
     node: &str,
-) -> anyhow::Result<Option<Arc<Checkpoints>>> {
-    if config.database_url.is_none() {
-        return Ok(None);
+) -> anyhow::Result<Checkpoints> {
+    let blobs = config.blob_url.as_deref().map(Blobs::open).transpose().context("blob_url")?;
+    if blobs.is_none() && config.database_url.is_some() {
+        tracing::warn!(
+            "no blob_url: workspaces stay on the server they are on; when it is gone for good, so are their files"
+        );
     }
-    let blobs = match &config.blob_url {
-        Some(url) => Some(Blobs::open(url).context("blob_url")?),
-        None => {
-            tracing::warn!(
-                "no blob_url: workspaces stay on the server they are on; when it is gone for good, so are their files"
-            );
-            None
-        }
-    };
-    let (store, clock) = (Arc::clone(store), Arc::clone(clock));
-    Ok(Some(Arc::new(Checkpoints::new(store, blobs, clock, node.to_owned()))))
+    Ok(Checkpoints::new(Arc::clone(store), blobs, Arc::clone(clock), node.to_owned()))
 }
 
 impl Server {
@@ -120,6 +114,7 @@ impl Server {
     pub(crate) async fn start(config: &Config, linger: bool) -> anyhow::Result<Self> {
         let render = metrics()?;
         let (store, node) = Opened::open(config).await?;
+        let store = Arc::new(store);
         let (shared, live) = (store.store(), store.live());
         let (clock, ids) = (store.clock(), Arc::new(RandomIds));
         let new_key = first_key(config, shared.as_ref(), clock.as_ref()).await?;
@@ -154,13 +149,19 @@ impl Server {
         let mut worker = JoinSet::new();
         if let Some(compute) = &compute {
             let checkpoints = checkpoints(config, &shared, &clock, &node)?;
-            tasks.spawn(admin::serve(config.data_dir.clone(), app.clone(), drain.clone()));
+            let operator = Operator::of_server(
+                Arc::clone(&store),
+                Arc::clone(&clock),
+                Arc::clone(&ids) as _,
+                app.clone(),
+            );
+            tasks.spawn(admin::serve(config.data_dir.clone(), operator, drain.clone()));
             let world = World {
                 store: shared,
                 live,
                 models,
                 compute: Arc::clone(compute),
-                checkpoints,
+                checkpoints: Some(Arc::new(checkpoints)),
                 limits: config.sandbox_limits(),
                 clock,
                 ids,
@@ -171,6 +172,7 @@ impl Server {
                 lease: Duration::from_secs(config.lease_seconds),
                 limits: config.limits(),
                 max_tokens: config.model_max_tokens,
+                retention: config.retention(),
                 ..vaquero_worker::Config::default()
             };
             worker.spawn(Worker::new(world, settings).run(stop_worker.clone(), ended_inbox));

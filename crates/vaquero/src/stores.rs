@@ -100,6 +100,16 @@ impl Opened {
         }
     }
 
+    /// Copies the embedded store's database to a file that is there and empty.
+    pub(crate) async fn backup(&self, to: &Path) -> anyhow::Result<()> {
+        match self {
+            Self::Embedded(store) => Ok(store.backup(to).await?),
+            Self::Shared { .. } => anyhow::bail!(
+                "a PostgreSQL database has backup tools of its own (pg_dump, pg_basebackup); `vaquero export` writes a workspace"
+            ),
+        }
+    }
+
     /// Finishes what is queued.
     pub(crate) async fn close(&self) {
         match self {

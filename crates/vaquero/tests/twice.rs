@@ -106,6 +106,15 @@ impl Store for Doubtful {
         self.store.heartbeat(worker, ttl, now).await
     }
 
+    async fn outdated(
+        &self,
+        archived: bool,
+        before: Timestamp,
+        limit: usize,
+    ) -> Result<Vec<SessionRow>, StoreError> {
+        self.store.outdated(archived, before, limit).await
+    }
+
     async fn threads(&self, session: &SessionId) -> Result<Vec<Thread>, StoreError> {
         self.store.threads(session).await
     }

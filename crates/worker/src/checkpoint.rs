@@ -87,11 +87,12 @@ pub(crate) struct Restore {
 
 /// A session with calls that no checkpoint holds yet.
 #[derive(Clone)]
-struct Dirty {
-    workspace: WorkspaceId,
-    sandbox: Arc<dyn Sandbox>,
-    epoch: u64,
-    covers: EventId,
+pub(crate) struct Dirty {
+    pub(crate) workspace: WorkspaceId,
+    pub(crate) sandbox: Arc<dyn Sandbox>,
+    pub(crate) epoch: u64,
+    /// The call that is over.
+    pub(crate) covers: EventId,
 }
 
 /// Keeps and brings back workspaces.
@@ -285,28 +286,14 @@ impl Checkpoints {
         Ok(call)
     }
 
-    /// A call is over whose result is durable: its workspace is packed soon.
-    pub(crate) fn changed(
-        self: &Arc<Self>,
-        workspace: &WorkspaceId,
-        session: &SessionId,
-        sandbox: &Arc<dyn Sandbox>,
-        epoch: u64,
-        call: &EventId,
-        tool: &str,
-    ) {
+    /// A call of this tool is over and its result durable: the workspace is packed soon.
+    pub(crate) fn changed(self: &Arc<Self>, session: SessionId, dirty: Dirty, tool: &str) {
         if self.blobs.is_none() || READERS.contains(&tool) {
             return;
         }
-        let dirty = Dirty {
-            workspace: workspace.clone(),
-            sandbox: Arc::clone(sandbox),
-            epoch,
-            covers: call.clone(),
-        };
         lock(&self.dirty).insert(session.clone(), dirty);
         if lock(&self.busy).insert(session.clone()) {
-            self.tasks.spawn(Arc::clone(self).keep(session.clone()));
+            self.tasks.spawn(Arc::clone(self).keep(session));
         }
     }
 

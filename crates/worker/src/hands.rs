@@ -1,6 +1,9 @@
 //! The hands of one turn: which sandbox the calls run in, made when the first call needs it, and what to tell the model when it is gone.
 
-use crate::{World, checkpoint::Restore};
+use crate::{
+    World,
+    checkpoint::{Dirty, Restore},
+};
 use serde_json::{Value, json};
 use std::{
     collections::BTreeMap,
@@ -300,8 +303,13 @@ impl Hands {
     pub(crate) fn settled(&mut self, call: &EventId, tasks: &mut JoinSet<()>) {
         if let Some(Running { sandbox, tool, .. }) = self.running.remove(call) {
             if let Some(checkpoints) = &self.world.checkpoints {
-                let session = self.session();
-                checkpoints.changed(&self.workspace, &session, &sandbox, self.epoch, call, &tool);
+                let dirty = Dirty {
+                    workspace: self.workspace.clone(),
+                    sandbox: Arc::clone(&sandbox),
+                    epoch: self.epoch,
+                    covers: call.clone(),
+                };
+                checkpoints.changed(self.session(), dirty, &tool);
             }
             let (call, epoch) = (call.clone(), self.epoch);
             tasks.spawn(async move {

@@ -6,10 +6,12 @@ pub mod crash;
 mod hands;
 mod kept;
 mod reap;
+mod retention;
 mod run;
 mod turn;
 
 pub use checkpoint::Checkpoints;
+pub use retention::Retention;
 pub use run::{Config, Worker};
 
 use std::sync::Arc;

@@ -4,6 +4,7 @@ use crate::{
     World, crash,
     kept::Kept,
     reap::{Active, Reaper},
+    retention::{self, Retention},
     turn::Turn,
 };
 use std::{sync::Arc, time::Duration};
@@ -32,6 +33,8 @@ pub struct Config {
     pub limits: Limits,
     /// Most tokens of one answer.
     pub max_tokens: u32,
+    /// How long sessions are kept.
+    pub retention: Retention,
 }
 
 impl Default for Config {
@@ -43,6 +46,7 @@ impl Default for Config {
             sweep: Duration::from_secs(5),
             limits: Limits::default(),
             max_tokens: 32_000,
+            retention: Retention::default(),
         }
     }
 }
@@ -70,6 +74,7 @@ impl Worker {
             active: active.clone(),
         };
         background.spawn(reaper.run(ended, stop.clone()));
+        background.spawn(retention::run(self.world.clone(), self.config.retention, stop.clone()));
         background.spawn(beat(self.world.clone(), self.config.clone(), stop.clone()));
         let slots = Arc::new(Semaphore::new(self.config.slots));
         let mut turns = JoinSet::new();

@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
-use vaquero_hand::protocol::{Op, Outcome, Reply, Request, Response, encode, read_frame};
+use vaquero_hand::protocol::{Op, Outcome, Reply, Request, Response, VERSION, encode, read_frame};
 
 /// Generations from here on get a hand that lies, each in its own way.
 const HOSTILE: u64 = 666_000;
@@ -63,7 +63,7 @@ fn misbehave(mut stream: UnixStream, generation: u64) -> Option<()> {
         let reply = |reply| encode(&Response { id, outcome: Outcome::Ok(reply) }).ok();
         if matches!(request.op, Op::Hello {}) {
             let claimed = if generation == HOSTILE { 1 } else { generation };
-            let hello = Reply::Hello { version: 1, generation: claimed, pid: 1 };
+            let hello = Reply::Hello { version: VERSION, generation: claimed, pid: 1 };
             stream.write_all(&reply(hello)?).ok()?;
             continue;
         }

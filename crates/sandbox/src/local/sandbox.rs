@@ -53,10 +53,8 @@ impl LocalSandbox {
     }
 
     async fn put(&self, fence: Fence, op: Op, asked: &str) -> Result<(), SandboxError> {
-        match self.connection.ask(fence, op, PACK_TIMEOUT).await? {
-            Answer::Put => Ok(()),
-            _ => Err(self.connection.mismatch(asked)),
-        }
+        let answer = self.connection.ask(fence, op, PACK_TIMEOUT).await?;
+        if matches!(answer, Answer::Put) { Ok(()) } else { Err(self.connection.mismatch(asked)) }
     }
 
     async fn control(&self, fence: Fence, op: Op) -> Result<Answer, SandboxError> {
@@ -120,10 +118,9 @@ impl Sandbox for LocalSandbox {
     }
 
     async fn pack(&self, fence: Fence) -> Result<Vec<Piece>, SandboxError> {
-        match self.connection.ask(fence, Op::Pack {}, PACK_TIMEOUT).await? {
-            Answer::Pages(pages) => Ok(pages),
-            _ => Err(self.connection.mismatch("pack")),
-        }
+        let answer = self.connection.ask(fence, Op::Pack {}, PACK_TIMEOUT).await?;
+        let Answer::Pages(pages) = answer else { return Err(self.connection.mismatch("pack")) };
+        Ok(pages)
     }
 
     async fn page(&self, index: usize, fence: Fence) -> Result<Vec<u8>, SandboxError> {

@@ -385,6 +385,31 @@ pub(super) async fn sessions_filter_and_page(store: SharedStore) {
     assert!(store.sessions(&elsewhere).await.expect("readable").sessions.is_empty());
 }
 
+pub(super) async fn sessions_at_rest_grow_old(store: SharedStore) {
+    for (name, second) in [("old", 10), ("busy", 10), ("new", 500), ("archived", 10)] {
+        store.commit(vec![new_session(name, second)], at(second)).await.expect("created");
+    }
+    let change = |status, archived_at| SessionChange {
+        status: Some(status),
+        archived_at,
+        ..SessionChange::default()
+    };
+    let client = || Author::Client { revision: 1 };
+    let busy = append("busy", client(), Vec::new(), change(Status::Running, None));
+    store.commit(vec![busy], at(11)).await.expect("changed");
+    let archived =
+        append("archived", client(), Vec::new(), change(Status::Terminated, Some(at(12))));
+    store.commit(vec![archived], at(12)).await.expect("changed");
+    let found = async |archived, before| {
+        let rows = store.outdated(archived, at(before), 10).await.expect("readable");
+        rows.into_iter().map(|row| row.id).collect::<Vec<_>>()
+    };
+    assert_eq!(found(false, 100).await, [session_id("old")]);
+    assert_eq!(found(true, 100).await, [session_id("archived")]);
+    assert_eq!(found(true, 12).await, []);
+    assert_eq!(store.outdated(false, at(900), 1).await.expect("readable").len(), 1, "the limit");
+}
+
 pub(super) async fn status_changes_reach_the_primary_thread(store: SharedStore) {
     store.commit(vec![new_session("s", 1)], at(1)).await.expect("created");
     let usage = Usage { input_tokens: 3, ..Usage::default() };

@@ -1,8 +1,12 @@
 //! `vaquero doctor`: each thing a server needs, whether it is here, and what to do if not.
 
 use super::{say, serve::runtime};
-use crate::config::{Config, ServeArgs};
+use crate::{
+    config::{Config, ServeArgs},
+    stores,
+};
 use std::{io::IsTerminal, net::TcpListener, path::Path, process::ExitCode};
+use vaquero_blob::{BlobError, Blobs};
 use vaquero_sandbox::{WallState, probe};
 
 #[derive(Debug, clap::Args)]
@@ -44,6 +48,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let config = Config::load(&args.serve)?;
     report.ok("settings", "read without errors");
     data_directory(&mut report, &config);
+    let runtime = runtime()?;
+    if let Some(url) = &config.database_url {
+        runtime.block_on(database(&mut report, &config, url));
+    }
+    if let Some(url) = &config.blob_url {
+        runtime.block_on(blobs(&mut report, url));
+    }
     match TcpListener::bind(config.listen) {
         Ok(_) => report.ok("listen", &format!("{} is free", config.listen)),
         Err(error) => report.weak(
@@ -62,7 +73,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             Err(error) => report.missing("upstream model", &format!("{error:#}")),
         },
     }
-    let walls = runtime()?.block_on(probe(Path::new("/proc/self/exe")))?.walls;
+    let walls = runtime.block_on(probe(Path::new("/proc/self/exe")))?.walls;
     for wall in walls {
         let what = format!("sandbox, {}", wall.name);
         let detail = if wall.fix.is_empty() {
@@ -77,6 +88,64 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(if report.failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+async fn database(report: &mut Report, config: &Config, url: &str) {
+    let found = match vaquero_store_postgres::inspect(&stores::postgres(config, url)).await {
+        Ok(found) => found,
+        Err(error) => return report.missing("database", &error.to_string()),
+    };
+    let encrypted = if found.encrypted { "encrypted" } else { "not encrypted" };
+    report.ok(
+        "database",
+        &format!(
+            "{}: PostgreSQL {}, {encrypted}; a commit takes {:.2} ms (median)",
+            found.place,
+            found.version,
+            found.commit.as_secs_f64() * 1_000.0
+        ),
+    );
+    let (schema, known) = (found.schema, found.known);
+    if schema == known {
+        report.ok("database schema", &format!("version {schema}, as this release needs it"));
+    } else {
+        let detail = format!("version {schema}; the first server of this release makes it {known}");
+        report.ok("database schema", &detail);
+    }
+    let connections = i64::try_from(config.database_connections).unwrap_or(i64::MAX);
+    let detail = format!(
+        "{connections} of this server (--database-connections); PostgreSQL allows {} to all clients together",
+        found.max_connections
+    );
+    if found.max_connections >= connections.saturating_mul(3) {
+        report.ok("database connections", &detail);
+    } else {
+        report.weak("database connections", &format!("{detail}: few servers can share it"));
+    }
+    for setting in found.unsafe_settings {
+        let detail = format!("{setting}: committed work can be lost; turn it on");
+        report.missing("database durability", &detail);
+    }
+}
+
+async fn blobs(report: &mut Report, url: &str) {
+    let name = format!("doctor/{}", std::process::id());
+    let tried = async {
+        let blobs = Blobs::open(url)?;
+        blobs.put(&name, "here".into()).await?;
+        let read = blobs.get(&name).await?;
+        blobs.remove(&name).await?;
+        Ok::<_, BlobError>((blobs.place().to_owned(), read == "here"))
+    };
+    match tried.await {
+        Ok((place, true)) => {
+            report.ok("blobs", &format!("{place}: writing, reading and removing work"))
+        }
+        Ok((place, false)) => {
+            report.missing("blobs", &format!("{place}: what was written is not what is read"))
+        }
+        Err(error) => report.missing("blobs", &error.to_string()),
+    }
 }
 
 fn data_directory(report: &mut Report, config: &Config) {

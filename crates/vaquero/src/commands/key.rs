@@ -1,16 +1,11 @@
 //! `vaquero key`: keys of a data directory, whether or not a server has it open.
 
-use super::{Place, say, serve::runtime};
-use crate::{
-    admin::{self, Ask, Told},
-    stores::Opened,
-};
+use super::{Place, say};
+use crate::operate::{Ask, Told};
 use anyhow::bail;
 use clap::Subcommand;
 use std::process::ExitCode;
 use vaquero_api::keys::{self, ApiKey};
-use vaquero_store::Store;
-use vaquero_types::{RandomIds, SystemClock};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -41,7 +36,6 @@ enum Command {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let config = args.place.config()?;
     let ask = match &args.command {
         Command::Create { environment: Some(_), .. } => {
             bail!("--environment: keys for self-hosted workers are for a later release of Vaquero")
@@ -53,22 +47,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         Command::List => Ask::KeyList,
         Command::Revoke { id } => Ask::KeyRevoke { id: id.clone() },
     };
-    let told = runtime()?.block_on(async {
-        match Opened::open_for_command(&config).await? {
-            Some(opened) => {
-                let told = directly(opened.store().as_ref(), ask).await;
-                opened.close().await;
-                told
-            }
-            None => admin::ask(&config.data_dir, &ask),
-        }
-    })?;
+    let told = args.place.ask(ask)?;
     match told {
         Told::Key(key) => say!("{key}"),
         Told::Keys(keys) => keys.iter().for_each(show),
         Told::Revoked(true) => {}
         Told::Revoked(false) => bail!("there is no such key; `vaquero key list` shows all"),
-        Told::Failed(reason) => bail!(reason),
+        told => bail!("the server answered another question: {told:?}"),
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -79,15 +64,4 @@ fn show(key: &ApiKey) {
         None => "active".to_owned(),
     };
     say!("{}  {}  {}  created {}  {state}", key.id, key.workspace, key.hint, key.created_at);
-}
-
-async fn directly(store: &dyn Store, ask: Ask) -> anyhow::Result<Told> {
-    Ok(match ask {
-        Ask::KeyCreate { workspace } => {
-            let workspace = keys::workspace(&workspace)?;
-            Told::Key(keys::create(store, &SystemClock, &RandomIds, &workspace).await?.0)
-        }
-        Ask::KeyList => Told::Keys(keys::list(store).await?),
-        Ask::KeyRevoke { id } => Told::Revoked(keys::revoke_in(store, &SystemClock, &id).await?),
-    })
 }

@@ -1,6 +1,12 @@
 //! Which store a command works on: the one a server with the same settings would open.
 
-use crate::config::{Config, ServeArgs};
+use super::serve::runtime;
+use crate::{
+    admin,
+    config::{Config, ServeArgs},
+    operate::{Ask, Operator, Told},
+    stores::Opened,
+};
 use anyhow::Context;
 use std::path::PathBuf;
 
@@ -28,5 +34,19 @@ impl Place {
             ..ServeArgs::default()
         };
         Config::load(&args).context("the settings cannot be read")
+    }
+
+    /// Has something done to the store: by the server that holds it, or else here.
+    pub(crate) fn ask(&self, ask: Ask) -> anyhow::Result<Told> {
+        let config = self.config()?;
+        runtime()?.block_on(async {
+            let Some(opened) = Opened::open_for_command(&config).await? else {
+                return admin::ask(&config.data_dir, &ask);
+            };
+            let operator = Operator::alone(opened);
+            let told = operator.perform(ask).await;
+            operator.close().await;
+            told
+        })
     }
 }

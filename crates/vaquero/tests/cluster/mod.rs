@@ -39,6 +39,9 @@ impl Dice {
     }
 }
 
+/// Kinds of trouble.
+const KINDS: u64 = 8;
+
 struct Node {
     server: Mutex<Server>,
     proxy: Proxy,
@@ -130,11 +133,15 @@ impl Cluster {
     pub(crate) async fn trouble(&self, length: Duration, chaos: Chaos) -> anyhow::Result<()> {
         let mut dice = Dice::new(self.seed);
         let until = Instant::now() + length;
+        let mut round = 0;
         while Instant::now() < until {
             sleep(Duration::from_millis(200 + dice.roll(600))).await;
             let number = dice.place(self.nodes.len());
             let node = &self.nodes[number];
-            match dice.roll(8) {
+            // Each kind of trouble once, then whatever comes.
+            let kind = if round < KINDS { (round + self.seed) % KINDS } else { dice.roll(KINDS) };
+            round += 1;
+            match kind {
                 0 if chaos.kills => {
                     self.done.kills.fetch_add(1, Ordering::Relaxed);
                     let mut server = node.server.lock().await;

@@ -101,9 +101,9 @@ impl Checkpoints {
         let mut missing = Vec::new();
         for (entry, parts) in parts(page) {
             let path = path_of(entry)?;
-            for (offset, piece) in (0..).step_by(usize::try_from(PART).unwrap_or(1)).zip(parts) {
+            for (number, piece) in (0_u64..).zip(parts) {
                 if known.pieces.insert(piece.clone()) {
-                    missing.push((path.clone(), offset as u64, piece.clone()));
+                    missing.push((path.clone(), number * PART, piece.clone()));
                 }
             }
         }

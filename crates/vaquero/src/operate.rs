@@ -1,0 +1,178 @@
+//! What operators do to a store: by a command that opens it, or through the admin socket of the server that holds it. One set of words, one way to perform them.
+
+use crate::stores::Opened;
+use anyhow::{Context, bail};
+use serde::{Deserialize, Serialize};
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{BufReader, BufWriter, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+use vaquero_api::{
+    App,
+    keys::{self, ApiKey},
+    portable::{self, Counts},
+    stop_all,
+};
+use vaquero_types::{Clock, IdGen, RandomIds, SessionId};
+
+/// What a command asks.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "snake_case")]
+pub(crate) enum Ask {
+    /// Make a key for a workspace.
+    KeyCreate {
+        /// Its name.
+        workspace: String,
+    },
+    /// List all keys.
+    KeyList,
+    /// Revoke a key.
+    KeyRevoke {
+        /// Its id.
+        id: String,
+    },
+    /// Interrupt every running session of a workspace.
+    StopAll {
+        /// Its name.
+        workspace: String,
+    },
+    /// Write a workspace, or a session of it, to a file.
+    Export {
+        /// Its name.
+        workspace: String,
+        /// The session.
+        session: Option<String>,
+        /// The file, by its full path.
+        to: PathBuf,
+    },
+    /// Read an export.
+    Import {
+        /// The workspace it is to be in, if not the one it is of.
+        workspace: Option<String>,
+        /// The file, by its full path.
+        from: PathBuf,
+    },
+    /// Copy the embedded store's database.
+    Backup {
+        /// The file, by its full path.
+        to: PathBuf,
+    },
+}
+
+/// What it is told.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Told {
+    /// A new key.
+    Key(String),
+    /// All keys.
+    Keys(Vec<ApiKey>),
+    /// Whether there was such a key.
+    Revoked(bool),
+    /// The sessions that were running.
+    Stopped(Vec<SessionId>),
+    /// What went out or came in.
+    Moved(Counts),
+    /// The file is written.
+    Written,
+    /// Why not.
+    Failed(String),
+}
+
+/// Performs what is asked.
+#[derive(Clone)]
+pub(crate) struct Operator {
+    opened: Arc<Opened>,
+    clock: Arc<dyn Clock>,
+    ids: Arc<dyn IdGen>,
+    /// The server's own application, if one is running on this store.
+    app: Option<App>,
+}
+
+impl Operator {
+    /// For a command that has opened the store itself.
+    pub(crate) fn alone(opened: Opened) -> Self {
+        let clock = opened.clock();
+        Self { opened: Arc::new(opened), clock, ids: Arc::new(RandomIds), app: None }
+    }
+
+    /// For the server that has it open.
+    pub(crate) fn of_server(
+        opened: Arc<Opened>,
+        clock: Arc<dyn Clock>,
+        ids: Arc<dyn IdGen>,
+        app: App,
+    ) -> Self {
+        Self { opened, clock, ids, app: Some(app) }
+    }
+
+    /// Closes the store.
+    pub(crate) async fn close(self) {
+        self.opened.close().await;
+    }
+
+    pub(crate) async fn perform(&self, ask: Ask) -> anyhow::Result<Told> {
+        let store = self.opened.store();
+        let (store, clock, ids) = (store.as_ref(), self.clock.as_ref(), self.ids.as_ref());
+        Ok(match ask {
+            Ask::KeyCreate { workspace } => {
+                let workspace = keys::workspace(&workspace)?;
+                Told::Key(keys::create(store, clock, ids, &workspace).await?.0)
+            }
+            Ask::KeyList => Told::Keys(keys::list(store).await?),
+            Ask::KeyRevoke { id } => Told::Revoked(match &self.app {
+                Some(app) => keys::revoke(app, &id).await?,
+                None => keys::revoke_in(store, clock, &id).await?,
+            }),
+            Ask::StopAll { workspace } => {
+                let workspace = keys::workspace(&workspace)?;
+                Told::Stopped(stop_all(store, clock, ids, &workspace).await?)
+            }
+            Ask::Export { workspace, session, to } => {
+                let workspace = keys::workspace(&workspace)?;
+                let session = session.map(SessionId::from_wire);
+                let mut file = BufWriter::new(private(&to)?);
+                let exported =
+                    portable::export(store, clock, &workspace, session.as_ref(), &mut file).await;
+                if exported.is_err() {
+                    drop(fs::remove_file(&to));
+                }
+                let counts = exported?;
+                file.into_inner().map_err(std::io::IntoInnerError::into_error)?.sync_all()?;
+                Told::Moved(counts)
+            }
+            Ask::Import { workspace, from } => {
+                let workspace = workspace.as_deref().map(keys::workspace).transpose()?;
+                let file = File::open(&from)
+                    .with_context(|| format!("{} cannot be read", from.display()))?;
+                let file = BufReader::new(file);
+                Told::Moved(portable::import(store, clock, workspace.as_ref(), file).await?)
+            }
+            Ask::Backup { to } => {
+                // What SQLite is about to fill must be private from its first byte.
+                drop(private(&to)?);
+                self.opened.backup(&to).await?;
+                Told::Written
+            }
+        })
+    }
+}
+
+/// A new file that only its owner can read.
+fn private(path: &Path) -> anyhow::Result<File> {
+    let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    let mut file = made.with_context(|| format!("{} cannot be made", path.display()))?;
+    file.flush()?;
+    Ok(file)
+}
+
+/// The full path of a file that a command names: the server that acts on it may stand elsewhere.
+pub(crate) fn full(path: &Path) -> anyhow::Result<PathBuf> {
+    if path.as_os_str().is_empty() {
+        bail!("the name of the file is empty");
+    }
+    std::path::absolute(path).with_context(|| format!("{} cannot be found", path.display()))
+}
