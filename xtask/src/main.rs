@@ -1,6 +1,7 @@
 //! The project's own chores: `cargo xtask test` sets up what the tests need and runs all of them.
 
 mod deps;
+mod models;
 mod postgres;
 mod sdk;
 mod tally;
@@ -20,6 +21,7 @@ const HELP: &str = "cargo xtask COMMAND
   sdk       run the official SDKs' suites alone
   ledger    write docs/compatibility.md and openapi/openapi.json anew
   postgres  start a throw-away PostgreSQL and say how to reach it, until it is interrupted
+  models    check the models alone
   load      measure a release build, see docs/performance.md (--quick, --help)
 ";
 
@@ -30,6 +32,10 @@ fn main() -> ExitCode {
         Some("load") => load(),
         Some("ledger") => sdk::ledger(),
         Some("postgres") => throw_away(),
+        Some("models") => {
+            let mut tally = Tally::default();
+            models::run(&mut tally).map(|()| tally.close())
+        }
         Some("sdk") => build().and_then(|()| {
             let mut tally = Tally::default();
             sdk::run(&mut tally, Postgres::start()?.as_ref())?;
@@ -133,5 +139,6 @@ fn test() -> anyhow::Result<bool> {
         tally.leave_out("the suites on PostgreSQL: version 15 or newer is missing and cannot be installed without root".to_owned());
     }
     sdk::run(&mut tally, postgres.as_ref())?;
+    models::run(&mut tally)?;
     Ok(tally.close())
 }

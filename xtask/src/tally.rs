@@ -52,6 +52,13 @@ impl Tally {
         Ok(())
     }
 
+    /// Counts one check by its outcome.
+    pub(crate) fn check(&mut self, what: &str, holds: bool) {
+        crate::show(&format!("{what}: {}\n", if holds { "ok" } else { "FAILED" }));
+        self.passed += u64::from(holds);
+        self.failed += u64::from(!holds);
+    }
+
     /// Notes a suite that cannot run here, and why.
     pub(crate) fn leave_out(&mut self, what: String) {
         crate::show(&format!("\n=== left out: {what}\n"));
