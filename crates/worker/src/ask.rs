@@ -86,6 +86,7 @@ impl Ask {
         let mut sheet = Sheet::default();
         let cancel = self.cancel.clone();
         let outcome = tokio::select! {
+            biased;
             outcome = self.follow(&mut sheet) => outcome,
             () = cancel.cancelled() => Ok((Ending::Cancelled, None)),
         };

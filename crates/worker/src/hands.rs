@@ -110,6 +110,10 @@ impl Hands {
 
     /// Wants a call to run in the sandbox of `generation`.
     pub(crate) fn want(&mut self, wanted: Wanted, generation: u64, tasks: &mut JoinSet<()>) {
+        if matches!(&self.state, State::Ready(sandbox) if sandbox.generation() != generation) {
+            // Another brain has begun a newer one: what is here is no longer the session's.
+            self.state = State::Untried;
+        }
         match &self.state {
             State::Ready(sandbox) => {
                 let sandbox = Arc::clone(sandbox);

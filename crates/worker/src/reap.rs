@@ -75,6 +75,7 @@ impl Reaper {
         sweeps.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
+                biased;
                 _ = rounds.tick() => self.compare().await,
                 _ = sweeps.tick() => self.sweep().await,
                 Some(session) = ended.recv() => self.remove(&session).await,

@@ -80,6 +80,7 @@ impl Worker {
         let mut turns = JoinSet::new();
         while !stop.is_cancelled() {
             let permit = tokio::select! {
+                biased;
                 permit = Arc::clone(&slots).acquire_owned() => permit,
                 () = stop.cancelled() => break,
             };
@@ -126,6 +127,7 @@ impl Worker {
             Err(error) => tracing::error!(%error, "cannot claim; will look again"),
         }
         tokio::select! {
+            biased;
             woken = self.world.store.wait_ready() => {
                 if let Err(error) = woken {
                     tracing::error!(%error, "cannot wait for work; will look again");

@@ -21,8 +21,8 @@ use vaquero_core::{
     turn::{Batch, Facts, Purpose},
 };
 use vaquero_store::{
-    Append, Author, CommitError, Lease, Record, Seq, SessionChange, SessionRow, Snapshot,
-    StoreError, Write,
+    Append, Author, CommitError, Lease, Record, RecordKind, Seq, SessionChange, SessionRow,
+    Snapshot, StoreError, Write,
 };
 use vaquero_types::{EventId, Timestamp, session::SessionBody};
 
@@ -119,7 +119,7 @@ impl Turn {
                 grown = self.world.store.wait_past(&self.lease.session, seen) => {
                     grown?;
                     let records = self.read_after(seen).await?;
-                    if records.iter().any(|record| record.new.event_type == "session.deleted") {
+                    if records.iter().any(by_another) {
                         return Err(Stopped::LeaseLost);
                     }
                     steps = self.handle(&mut run, Input::Grown(records));
@@ -322,7 +322,13 @@ impl Turn {
                 }
                 Ok(Input::Committed(self.read_after(seen).await?))
             }
-            Err(CommitError::Grown) => Ok(Input::Grown(self.read_after(seen).await?)),
+            Err(CommitError::Grown) => {
+                let records = self.read_after(seen).await?;
+                if records.iter().any(by_another) {
+                    return Err(Stopped::LeaseLost);
+                }
+                Ok(Input::Grown(records))
+            }
             Err(CommitError::Store(error)) => Err(error.into()),
             Err(
                 CommitError::LeaseLost { .. }
@@ -437,6 +443,16 @@ impl Turn {
             Err(_) => Err(Stopped::LeaseLost),
         }
     }
+}
+
+/// Only the brain that holds the lease writes such a record: one that did not come from here says that another does. A brain that stood still may read it before it
+/// hears that its lease is lost, and must not take up another's work.
+fn by_another(record: &Record) -> bool {
+    let name = record.new.event_type.as_str();
+    record.new.kind == RecordKind::Transcript
+        || name == "session.deleted"
+        || name.starts_with("agent.")
+        || name.starts_with("span.")
 }
 
 /// Which crash point lies before a batch.

@@ -110,6 +110,7 @@ impl Stream {
     async fn send(&self, frame: Bytes) -> std::result::Result<(), Ended> {
         let drain = &self.app.parts.drain;
         tokio::select! {
+            biased;
             sent = self.frames.send(Ok(frame)) => sent.map_err(|_| Ended),
             () = drain.cancelled() => Err(Ended),
         }
