@@ -24,6 +24,15 @@ async fn conforms() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn concurrent_histories_on_several_servers_are_linearizable() {
+    for seed in 1..=8 {
+        let Some(database) = Database::create().await.expect("a server") else { return };
+        let stores = [opened(&database).await, opened(&database).await, opened(&database).await];
+        conformance::linearizable(seed, 9, 40, &stores).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn agrees_with_memory_on_random_histories() {
     for seed in 1..=12 {
         let Some(database) = Database::create().await.expect("a server") else { return };

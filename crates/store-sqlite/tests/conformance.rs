@@ -25,6 +25,14 @@ async fn conforms() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn concurrent_histories_are_linearizable() {
+    for seed in 1..=8 {
+        let directory = tempfile::tempdir().expect("a directory");
+        conformance::linearizable(seed, 9, 60, &[opened(&directory)]).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn agrees_with_memory_on_random_histories() {
     for seed in 1..=12 {
         let directory = tempfile::tempdir().expect("a directory");

@@ -4,8 +4,10 @@ mod cases;
 mod claims;
 mod fixture;
 mod history;
+mod linear;
 
 pub use history::agree;
+pub use linear::linearizable;
 
 use crate::SharedStore;
 
