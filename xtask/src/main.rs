@@ -114,6 +114,17 @@ fn load() -> anyhow::Result<bool> {
     let arguments = std::env::args().skip(2);
     let server = target().join("release/vaquero");
     let mut load = Command::new(program);
+    let asked: Vec<String> = std::env::args().skip(2).collect();
+    let named = asked.iter().any(|word| !word.starts_with('-'));
+    // The measurements of several servers need a database; the others do not wait for one.
+    let postgres = if !named || asked.iter().any(|word| word == "nodes") {
+        Postgres::durable()?
+    } else {
+        None
+    };
+    if let Some(postgres) = &postgres {
+        postgres.announce(&mut load);
+    }
     load.arg("--exe").arg(server).args(arguments).current_dir(root());
     Ok(load.status()?.success())
 }

@@ -12,7 +12,8 @@ const FAULTS: [&str; 5] = ["NO_FENCE", "EARLY_REPLY", "DOUBLE_CLAIM", "NO_GUARD"
 
 pub(crate) fn run(tally: &mut Tally) -> anyhow::Result<()> {
     let usable = || has_spin() && has("gcc");
-    if !usable() && !(install(&["spin", "gcc", "libc6-dev"]) && usable()) {
+    let ready = usable() || (install(&["spin", "gcc", "libc6-dev"]) && usable());
+    if !ready {
         tally.leave_out(
             "the model of leases: spin and gcc are missing and cannot be installed without root"
                 .to_owned(),

@@ -61,8 +61,17 @@ fn unprivileged(program: &Path) -> Command {
 }
 
 impl Postgres {
-    /// Starts one; none if it is not here and may not be installed.
+    /// Starts one that does not care for its files; none if it is not here and may not be installed.
     pub(crate) fn start() -> anyhow::Result<Option<Self>> {
+        Self::start_with(&["fsync=off"])
+    }
+
+    /// Starts one that waits for its disk, as a real one does.
+    pub(crate) fn durable() -> anyhow::Result<Option<Self>> {
+        Self::start_with(&[])
+    }
+
+    fn start_with(settings: &[&str]) -> anyhow::Result<Option<Self>> {
         let mut bin = programs();
         if bin.is_none() && install(&["postgresql"]) {
             bin = programs();
@@ -92,13 +101,15 @@ impl Postgres {
         server.arg("-D").arg(&data).args(["-h", "localhost", "-p", &port.to_string()]);
         server.arg("-k").arg(&place);
         for setting in [
-            "fsync=off",
             "max_connections=400",
             "shared_buffers=128MB",
             "max_prepared_transactions=0",
             "logging_collector=off",
             "log_min_messages=fatal",
-        ] {
+        ]
+        .iter()
+        .chain(settings)
+        {
             server.args(["-c", setting]);
         }
         if certified {

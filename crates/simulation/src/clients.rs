@@ -14,7 +14,7 @@ use futures::StreamExt;
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -115,7 +115,7 @@ impl Watched {
             let made = anyone.post(&mut dice, "/v1/sessions", &body).await;
             let session = SessionId::from_wire(made["id"].as_str().expect("an id"));
             watched.sessions.push(session.clone());
-            lock(&watched.accepted).insert(session.clone(), Default::default());
+            lock(&watched.accepted).insert(session.clone(), BTreeSet::new());
             lock(&watched.followed).insert(session.clone(), Vec::new());
             watched.clients.spawn(talk(
                 anyone.clone(),

@@ -212,7 +212,9 @@ async fn simulate(seed: u64, sabotage: Sabotage) -> Report {
     let servers: Vec<Arc<Server>> =
         (0..SERVERS).map(|number| Arc::new(Server::new(number, &shared))).collect();
     servers[0].accept_key().await;
-    servers.iter().for_each(|server| server.start());
+    for server in &servers {
+        server.start();
+    }
     let watched = Watched::start(&shared, &servers, SESSIONS).await;
     shared.troubled.store(true, Ordering::Relaxed);
     trouble(&shared, &servers).await;

@@ -298,8 +298,8 @@ impl Readers {
     ) -> Result<Vec<Record>, StoreError> {
         // How far the bytes go is known from the sizes alone, which are read without the bodies.
         let sql = format!(
-            "WITH sizes AS (SELECT l.session, l.seq, octet_length(l.body) AS bytes FROM sessions s JOIN log l ON l.session = s.n \
-                WHERE s.id = $1 AND l.seq > $2 ORDER BY l.seq LIMIT {RECORDS}), \
+            "WITH sizes AS (SELECT l.session, l.seq, octet_length(l.body) AS bytes FROM log l \
+                WHERE l.session = (SELECT n FROM sessions WHERE id = $1) AND l.seq > $2 ORDER BY l.seq LIMIT {RECORDS}), \
              sums AS (SELECT session, seq, row_number() OVER (ORDER BY seq) AS place, sum(bytes) OVER (ORDER BY seq) AS total FROM sizes) \
              SELECT {RECORD_COLUMNS} FROM sums JOIN log r ON r.session = sums.session AND r.seq = sums.seq \
              WHERE sums.place = 1 OR sums.total <= $3 ORDER BY r.seq"
@@ -315,8 +315,8 @@ impl Readers {
         event: &EventId,
     ) -> Result<Option<Record>, StoreError> {
         let sql = format!(
-            "SELECT {RECORD_COLUMNS} FROM sessions s JOIN log r ON r.session = s.n \
-             WHERE s.id = $1 AND NOT s.deleted AND r.event_id = $2 AND r.kind < 2 ORDER BY r.seq LIMIT 1"
+            "SELECT {RECORD_COLUMNS} FROM log r WHERE r.session = (SELECT n FROM sessions WHERE id = $1 AND NOT deleted) \
+             AND r.event_id = $2 AND r.kind < 2 ORDER BY r.seq LIMIT 1"
         );
         let row = self.row(&sql, &[&session.as_str(), &event.as_str()]).await?;
         row.as_ref().map(rows::record).transpose()
@@ -412,10 +412,11 @@ impl Filter {
     }
 
     fn of_events(query: &EventQuery, kind: RecordKind) -> Self {
+        // The number of the session as a value: only then does the log's own order spare the sorting of all of it.
         let mut filter = Self::new(&format!(
-            "SELECT {RECORD_COLUMNS} FROM sessions s JOIN log r ON r.session = s.n WHERE NOT s.deleted"
+            "SELECT {RECORD_COLUMNS} FROM log r WHERE r.session = (SELECT n FROM sessions WHERE id = $1 AND NOT deleted)"
         ));
-        filter.and("s.id =", query.session.as_str().to_owned());
+        filter.values.push(Box::new(query.session.as_str().to_owned()));
         filter.sql.push_str(&format!(" AND r.kind = {}", kind_number(kind)));
         if let Some(thread) = &query.thread {
             filter.and("r.thread =", thread.as_str().to_owned());

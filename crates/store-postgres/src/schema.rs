@@ -50,7 +50,8 @@ const MIGRATIONS: &[&str] = &[r#"
         epoch bigint,
         PRIMARY KEY (session, seq)
     );
-    CREATE UNIQUE INDEX log_event ON log (session, event_id, kind);
+    -- By the event first: ids are made in the order of time, so new entries stay together, and a lookup never walks through a session.
+    CREATE UNIQUE INDEX log_event ON log (event_id, session, kind);
     CREATE INDEX log_received ON log (session, seq) WHERE kind = 1;
 
     CREATE TABLE snapshots (

@@ -33,8 +33,8 @@ statements! {
     holders: "SELECT d.workspace, d.kind, d.unique_key, d.id FROM documents d \
         JOIN unnest($1::text[], $2::text[], $3::text[]) AS u(w, k, i) ON d.workspace = u.w AND d.kind = u.k AND d.unique_key = u.i",
     lock_sessions: format!("SELECT n, id, {STATE_COLUMNS} FROM sessions WHERE id = ANY($1) ORDER BY n FOR NO KEY UPDATE"),
-    made: "SELECT u.s, l.event_id, l.kind, l.seq, l.at FROM unnest($1::text[], $2::text[]) AS u(s, e) \
-        JOIN sessions s ON s.id = u.s JOIN log l ON l.session = s.n AND l.event_id = u.e",
+    made: "WITH found AS MATERIALIZED (SELECT l.session, l.event_id, l.kind, l.seq, l.at FROM unnest($2::text[]) AS u(e) JOIN log l ON l.event_id = u.e) \
+        SELECT s.id, found.event_id, found.kind, found.seq, found.at FROM found JOIN sessions s ON s.n = found.session WHERE s.id = ANY($1::text[])",
     answered: "SELECT a.workspace, a.operation, a.key FROM answers a \
         JOIN unnest($1::text[], $2::text[], $3::text[]) AS u(w, o, k) ON a.workspace = u.w AND a.operation = u.o AND a.key = u.k \
         WHERE a.at >= $4",

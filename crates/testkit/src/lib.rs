@@ -327,14 +327,19 @@ impl Client {
         Ok(page["data"].as_array().cloned().unwrap_or_default())
     }
 
-    /// Waits until the session is idle and answers with its events.
-    pub async fn idle(&self, session: &str) -> anyhow::Result<Vec<Value>> {
+    /// Waits until the session is idle.
+    pub async fn idle_row(&self, session: &str) -> anyhow::Result<()> {
         let path = format!("/v1/sessions/{session}");
         eventually("idle", || async {
             let found = self.get(&path).await.ok()?;
             (found["status"] == "idle").then_some(())
         })
-        .await?;
+        .await
+    }
+
+    /// Waits until the session is idle and answers with its events.
+    pub async fn idle(&self, session: &str) -> anyhow::Result<Vec<Value>> {
+        self.idle_row(session).await?;
         self.events(session).await
     }
 }

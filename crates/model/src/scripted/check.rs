@@ -141,15 +141,11 @@ fn history(
     }
     let answered = messages.iter().any(|message| message["role"] == "assistant");
     let known = histories.entry(key).or_default();
+    // A brain that stood still for long asks what another has asked, and had answered, meanwhile.
+    let again = known.iter().any(|before| before.starts_with(&blocks));
     match known.iter().position(|before| blocks.starts_with(before)) {
         Some(position) => known[position] = blocks,
-        // A brain that stood still for long asks what another has asked, and had answered, meanwhile.
-        None if known.iter().any(|before| before.starts_with(&blocks)) => {
-            if known.len() < ALIKE {
-                known.push(blocks);
-            }
-        }
-        None if answered && !known.is_empty() => {
+        None if answered && !again && !known.is_empty() => {
             return Some("the conversation's history was rewritten: it does not begin with what was sent before".to_owned());
         }
         None if known.len() < ALIKE => known.push(blocks),

@@ -12,6 +12,7 @@ mod first_request;
 mod instant;
 mod machine;
 mod memory;
+mod nodes;
 mod recovery;
 mod sandbox;
 mod sessions;
@@ -32,7 +33,7 @@ struct Args {
     #[arg(long)]
     quick: bool,
     /// Only these measurements.
-    #[arg(value_parser = ["first-request", "sandbox", "turns", "fanout", "memory", "recovery"])]
+    #[arg(value_parser = ["first-request", "sandbox", "turns", "fanout", "memory", "recovery", "nodes"])]
     only: Vec<String>,
 }
 
@@ -76,6 +77,9 @@ async fn main() -> anyhow::Result<()> {
     }
     if wanted("recovery") {
         recovery::measure(&args).await?;
+    }
+    if wanted("nodes") && std::env::var_os("VAQUERO_TEST_POSTGRES").is_some() {
+        nodes::measure(&args).await?;
     }
     Ok(())
 }
