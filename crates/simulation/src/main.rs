@@ -24,15 +24,11 @@ struct Args {
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    let sabotage = match &args.sabotage {
-        None => Sabotage::None,
-        Some(name) => match Sabotage::ALL.iter().find(|(known, _)| known == name) {
-            Some((_, sabotage)) => *sabotage,
-            None => {
-                println!("there is no sabotage `{name}`");
-                return ExitCode::FAILURE;
-            }
-        },
+    let named = args.sabotage.as_deref().unwrap_or("none");
+    let mut known = Sabotage::ALL.into_iter().chain([("none", Sabotage::None)]);
+    let Some((_, sabotage)) = known.find(|(name, _)| *name == named) else {
+        println!("there is no sabotage `{named}`");
+        return ExitCode::FAILURE;
     };
     if let Some(seed) = args.seed {
         let report = run(seed, sabotage);
