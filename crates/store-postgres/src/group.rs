@@ -50,6 +50,8 @@ pub(crate) struct Outcome {
     pub(crate) done: Vec<Done>,
     pub(crate) grown: Vec<(SessionId, Seq)>,
     pub(crate) ready: bool,
+    /// As much was claimed as was asked for: there may be more.
+    pub(crate) more: bool,
 }
 
 /// Where a group failed.
@@ -226,8 +228,7 @@ impl<'a> Claims<'a> {
             found.push((order, Claimed { lease, row }));
         }
         found.sort_by_key(|(order, _)| *order);
-        // There may be more: whoever is next in line looks as well.
-        outcome.ready |= found.len() == self.places.len();
+        outcome.more |= found.len() == self.places.len();
         for (place, (_, claimed)) in self.places.iter().zip(found) {
             outcome.done[*place] = Done::Claim(Some(Box::new(claimed)));
         }

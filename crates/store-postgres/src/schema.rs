@@ -93,6 +93,11 @@ pub(crate) async fn migrate(client: &mut Client) -> Result<(), OpenError> {
         return Ok(());
     }
     let transaction = client.transaction().await.map_err(refused)?;
+    // Others may be at it, and large tables take their time.
+    transaction
+        .batch_execute("SET LOCAL lock_timeout = 0; SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0")
+        .await
+        .map_err(refused)?;
     transaction.execute("SELECT pg_advisory_xact_lock($1)", &[&LOCK]).await.map_err(refused)?;
     transaction
         .batch_execute("CREATE TABLE IF NOT EXISTS vaquero_schema (version bigint NOT NULL)")

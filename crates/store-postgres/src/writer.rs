@@ -168,6 +168,9 @@ impl Connection {
         self.hub.grown(outcome.grown);
         if outcome.ready {
             self.hub.ready();
+        } else if outcome.more {
+            // Whoever is next in line here looks as well; other servers were told when it became ready.
+            self.hub.wakes.ready();
         }
     }
 

@@ -33,6 +33,14 @@ async fn concurrent_histories_on_several_servers_are_linearizable() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_may_open_an_empty_database_at_once() {
+    let Some(database) = Database::create().await.expect("a server") else { return };
+    let opening = (0..8).map(|_| opened(&database));
+    let stores = futures::future::join_all(opening).await;
+    conformance::linearizable(1, 8, 10, &stores).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn agrees_with_memory_on_random_histories() {
     for seed in 1..=12 {
         let Some(database) = Database::create().await.expect("a server") else { return };

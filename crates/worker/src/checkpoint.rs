@@ -4,10 +4,12 @@
 
 mod pieces;
 
+use lru::LruCache;
 use pieces::Known;
 use serde::{Deserialize, Serialize};
 use std::{
     collections::{HashMap, HashSet},
+    num::NonZeroUsize,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -23,6 +25,9 @@ use vaquero_types::{Clock, EventId, SessionId, Timestamp, WorkspaceId};
 
 /// How long after a call its workspace is packed; calls that follow by then share the checkpoint.
 const DEBOUNCE: Duration = Duration::from_millis(700);
+/// Sessions whose state is remembered; of others it is read again.
+const WHOLE: NonZeroUsize = NonZeroUsize::new(65_536).expect("it is not zero");
+const KNOWN: NonZeroUsize = NonZeroUsize::new(512).expect("it is not zero");
 /// How often packing begins anew because files change under it.
 const ATTEMPTS: u32 = 4;
 /// Tools that leave the workspace as it is.
@@ -106,8 +111,8 @@ pub struct Checkpoints {
     /// Sessions that a task is at work on.
     busy: Mutex<HashSet<SessionId>>,
     /// Sessions whose workspace is known to be whole here.
-    whole: Mutex<HashSet<SessionId>>,
-    known: Mutex<HashMap<SessionId, Known>>,
+    whole: Mutex<LruCache<SessionId, ()>>,
+    known: Mutex<LruCache<SessionId, Known>>,
     tasks: TaskTracker,
     hurry: CancellationToken,
 }
@@ -131,8 +136,8 @@ impl Checkpoints {
             name,
             dirty: Mutex::default(),
             busy: Mutex::default(),
-            whole: Mutex::default(),
-            known: Mutex::default(),
+            whole: Mutex::new(LruCache::new(WHOLE)),
+            known: Mutex::new(LruCache::new(KNOWN)),
             tasks: TaskTracker::new(),
             hurry: CancellationToken::new(),
         }
@@ -185,7 +190,7 @@ impl Checkpoints {
         checkpoint.holder.clone_from(&self.name);
         checkpoint.restore = restore;
         let write = self.write(workspace, session, revision, &checkpoint);
-        lock(&self.whole).remove(session);
+        lock(&self.whole).pop(session);
         Ok((write, restore.then_some(Restore { kept: checkpoint.kept })))
     }
 
@@ -202,7 +207,7 @@ impl Checkpoints {
         let whole = read.revision.is_none()
             || (read.checkpoint.holder == self.name && !read.checkpoint.restore);
         if whole {
-            lock(&self.whole).insert(session.clone());
+            lock(&self.whole).put(session.clone(), ());
         }
         Ok(whole)
     }
@@ -260,7 +265,7 @@ impl Checkpoints {
         let write = self.write(workspace, session, revision, &checkpoint);
         let committed = self.store.commit(vec![write], self.clock.now()).await;
         committed.map_err(CheckpointError::Commit)?;
-        lock(&self.whole).insert(session.clone());
+        lock(&self.whole).put(session.clone(), ());
         Ok(())
     }
 
@@ -360,8 +365,8 @@ impl Checkpoints {
     /// Forgets a session that ended here.
     pub(crate) fn forget(&self, session: &SessionId) {
         lock(&self.dirty).remove(session);
-        lock(&self.whole).remove(session);
-        lock(&self.known).remove(session);
+        lock(&self.whole).pop(session);
+        lock(&self.known).pop(session);
     }
 
     /// Removes the blobs of sessions that no longer exist; how many sessions they were of.

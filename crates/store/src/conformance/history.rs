@@ -5,10 +5,10 @@ use crate::{Author, EventQuery, Lease, RecordKind, SessionChange, SharedStore, W
 use vaquero_types::session::Status;
 
 /// A small generator with a seed: the same seed gives the same history.
-struct Dice(u64);
+pub(super) struct Dice(pub(super) u64);
 
 impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
+    pub(super) fn roll(&mut self, sides: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;

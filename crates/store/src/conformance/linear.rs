@@ -1,7 +1,10 @@
 //! Histories of concurrent appends, claims and reads, checked for linearizability: is there an order of all operations, one after the other, that explains every answer and in which
 //! none comes before one that was over when it began? Answers and time both say what must come before what; such an order exists if that has no cycle.
 
-use super::fixture::{append, at, event, message, new_session, session_id};
+use super::{
+    fixture::{append, at, event, message, new_session, session_id},
+    history::Dice,
+};
 use crate::{Author, CommitError, SessionChange, SharedStore};
 use std::{
     sync::{
@@ -31,18 +34,6 @@ struct Operation {
     begun: u64,
     ended: u64,
     answered: Answered,
-}
-
-/// A small generator with a seed.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % sides
-    }
 }
 
 /// Lets `workers` at one session at once, each doing `each` random operations, on any of the stores (which share what they keep), and checks their history.

@@ -85,7 +85,7 @@ impl Checkpoints {
         if known.taken.is_multiple_of(TIDY_EVERY) {
             self.tidy(session, &dirty.workspace, &pages).await?;
         }
-        lock(&self.known).insert(session.clone(), known);
+        lock(&self.known).put(session.clone(), known);
         Ok(Some(pages))
     }
 
