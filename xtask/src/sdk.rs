@@ -8,6 +8,7 @@ use anyhow::{Context, bail};
 use std::{
     fs,
     io::{BufRead, BufReader},
+    net::{Shutdown, TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
@@ -49,11 +50,13 @@ impl Drop for Process {
     }
 }
 
-/// Runs every generation against the embedded store, and again against PostgreSQL if it is here.
+/// Runs every generation against the embedded store, and again, if PostgreSQL is here, against two servers on it that take turns.
 pub(crate) fn run(tally: &mut Tally, postgres: Option<&Postgres>) -> anyhow::Result<()> {
     against(tally, "embedded", None)?;
     match postgres {
-        Some(postgres) => against(tally, "PostgreSQL", Some(&postgres.create("sdk")?)),
+        Some(postgres) => {
+            against(tally, "two servers on PostgreSQL", Some(&postgres.create("sdk")?))
+        }
         None => Ok(()),
     }
 }
@@ -62,30 +65,67 @@ fn against(tally: &mut Tally, store: &str, database: Option<&str>) -> anyhow::Re
     let exe = crate::target().join("debug/vaquero");
     let model =
         Process::start(Command::new(&exe).args(["scripted-model", "--listen", "127.0.0.1:0"]))?;
-    let data = crate::target().join("sdk/data");
-    if data.exists() {
-        fs::remove_dir_all(&data)?;
+    let count = if database.is_some() { 2 } else { 1 };
+    let (mut servers, mut places) = (Vec::new(), Vec::new());
+    for number in 0..count {
+        let data = crate::target().join(format!("sdk/data-{number}"));
+        if data.exists() {
+            fs::remove_dir_all(&data)?;
+        }
+        servers.push(server(&exe, &model.base, &data, database)?);
+        places.push(data);
     }
-    let mut command = Command::new(&exe);
+    let base = if count > 1 {
+        in_turn(servers.iter().map(|server| server.base.clone()).collect())?
+    } else {
+        servers[0].base.clone()
+    };
+    let target = Target { base, model: model.base.clone(), store: store.to_owned() };
+    python(tally, &target)?;
+    typescript(tally, &target)?;
+    drop(servers);
+    for data in &places {
+        end_launcher(data);
+    }
+    Ok(())
+}
+
+fn server(exe: &Path, model: &str, data: &Path, database: Option<&str>) -> anyhow::Result<Process> {
+    let mut command = Command::new(exe);
     command
         .args(["serve", "--listen", "127.0.0.1:0", "--sandbox-limits", "degraded", "--data-dir"])
-        .arg(&data)
+        .arg(data)
         .env("VAQUERO_API_KEY", KEY)
-        .env("VAQUERO_ANTHROPIC_BASE_URL", &model.base)
+        .env("VAQUERO_ANTHROPIC_BASE_URL", model)
         .env("VAQUERO_ANTHROPIC_API_KEY", "scripted")
         .env("VAQUERO_MODEL_BACKOFF_MS", "20")
-        .env("VAQUERO_LOG", "warn");
+        .env("VAQUERO_LOG", "error");
     if let Some(database) = database {
         command.env("VAQUERO_DATABASE_URL", database);
     }
-    let server = Process::start(&mut command)?;
-    let target =
-        Target { base: server.base.clone(), model: model.base.clone(), store: store.to_owned() };
-    python(tally, &target)?;
-    typescript(tally, &target)?;
-    drop(server);
-    end_launcher(&data);
-    Ok(())
+    Process::start(&mut command)
+}
+
+/// An address whose connections go to one server after the other, for as long as this program runs.
+fn in_turn(bases: Vec<String>) -> anyhow::Result<String> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let base = format!("http://{}", listener.local_addr()?);
+    std::thread::spawn(move || {
+        for (number, client) in listener.incoming().enumerate() {
+            let address = bases[number % bases.len()].trim_start_matches("http://");
+            let (Ok(client), Ok(server)) = (client, TcpStream::connect(address)) else { continue };
+            let ways = (client.try_clone(), server.try_clone());
+            let (Ok(client_too), Ok(server_too)) = ways else { continue };
+            std::thread::spawn(move || pass(client, server));
+            std::thread::spawn(move || pass(server_too, client_too));
+        }
+    });
+    Ok(base)
+}
+
+fn pass(mut from: TcpStream, mut to: TcpStream) {
+    drop(std::io::copy(&mut from, &mut to));
+    drop(to.shutdown(Shutdown::Write));
 }
 
 /// The launcher lingers for the next server on this directory; here there is none.
