@@ -88,3 +88,10 @@ async fn archived_and_deleted() {
     assert_eq!(rig.delete(&path).await.refusal().0, 404);
     rig.environment("one").await;
 }
+
+#[tokio::test]
+async fn a_name_that_not_every_store_can_keep_is_refused() {
+    let rig = Rig::new().await;
+    let refused = rig.post("/v1/environments", serde_json::json!({ "name": "a\0b" })).await;
+    assert_eq!(refused.invalid(), "name: must not contain a NUL character");
+}

@@ -161,7 +161,7 @@ impl EnvironmentDraft {
     /// Decodes the body of `POST /v1/environments`.
     pub fn decode(mut body: Fields) -> Result<Self, Invalid> {
         let draft = Self {
-            name: body.required_text("name", 1, 256)?,
+            name: storable(body.required_text("name", 1, 256)?)?,
             description: body.text("description", 0, 2_048)?,
             config: match body.object("config")? {
                 Some(config) => decode_config(config, None)?,
@@ -176,7 +176,8 @@ impl EnvironmentDraft {
 
     /// Decodes the body of `POST /v1/environments/{environment_id}` against the stored environment.
     pub fn decode_update(mut body: Fields, stored: &Environment) -> Result<Self, Invalid> {
-        let name = body.text("name", 1, 256)?.unwrap_or_else(|| stored.name.clone());
+        let name = body.text("name", 1, 256)?.map(storable).transpose()?;
+        let name = name.unwrap_or_else(|| stored.name.clone());
         let description = if body.has("description") {
             body.text("description", 0, 2_048)?
         } else {
@@ -341,4 +342,12 @@ fn decode_packages(value: Value, path: &str, stored: Packages) -> Result<Package
     };
     fields.finish()?;
     Ok(packages)
+}
+
+/// Names are kept as keys, and not every store can keep a NUL in one.
+fn storable(name: String) -> Result<String, Invalid> {
+    if name.contains('\0') {
+        return Err(Invalid::new("name", "must not contain a NUL character"));
+    }
+    Ok(name)
 }
