@@ -45,6 +45,9 @@ pub(crate) enum CheckpointError {
     /// A stored piece is not what its name says, or cannot be read.
     #[error("a piece of the checkpoint is damaged: {0}")]
     Damaged(String),
+    /// More than a checkpoint may hold.
+    #[error("the workspace is larger than a checkpoint may be")]
+    TooLarge,
     #[error("the sandbox failed")]
     Sandbox(#[from] SandboxError),
     #[error("the blob store failed")]

@@ -9,12 +9,13 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fmt,
     sync::{
-        Arc, RwLock,
+        Arc, Mutex, RwLock,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
 use tokio::{
+    sync::oneshot,
     task::JoinSet,
     time::{Instant, sleep, timeout},
 };
@@ -76,7 +77,9 @@ pub(crate) struct Watched {
     sessions: Vec<String>,
     stop: Arc<AtomicBool>,
     clients: JoinSet<anyhow::Result<(String, Vec<String>)>>,
-    followers: JoinSet<(String, Seen)>,
+    followers: JoinSet<()>,
+    /// What each follower has seen so far.
+    seen: Vec<(String, Arc<Mutex<Seen>>)>,
     followed: Arc<AtomicBool>,
 }
 
@@ -118,6 +121,7 @@ impl Cluster {
             stop: Arc::default(),
             clients: JoinSet::new(),
             followers: JoinSet::new(),
+            seen: Vec::new(),
             followed: Arc::default(),
         };
         for number in 0..count {
@@ -126,10 +130,15 @@ impl Cluster {
             let seed = self.seed ^ (number as u64 + 1);
             for follower in 0..2 {
                 let dice = Dice::new(seed * 31 + follower);
-                let follow =
-                    follow(anyone.clone(), session.clone(), dice, Arc::clone(&watched.followed));
-                let (ready, is_ready) = tokio::sync::oneshot::channel();
-                watched.followers.spawn(follow(ready));
+                let (ready, is_ready) = oneshot::channel();
+                let follower = Follower {
+                    anyone: anyone.clone(),
+                    session: session.clone(),
+                    seen: Arc::default(),
+                    over: Arc::clone(&watched.followed),
+                };
+                watched.seen.push((session.clone(), Arc::clone(&follower.seen)));
+                watched.followers.spawn(follower.run(dice, ready));
                 timeout(PATIENCE, is_ready).await?.context("the follower is gone")?;
             }
             let marks = self.marks.path().display().to_string();
@@ -183,58 +192,54 @@ async fn talk(
 }
 
 /// Follows a session from one server to the next, each time from where the last one ended.
-fn follow(
+struct Follower {
     anyone: Anyone,
     session: String,
-    mut dice: Dice,
+    seen: Arc<Mutex<Seen>>,
     over: Arc<AtomicBool>,
-) -> impl FnOnce(tokio::sync::oneshot::Sender<()>) -> futures::future::BoxFuture<'static, (String, Seen)>
-{
-    move |ready| {
-        Box::pin(async move {
-            let mut ready = Some(ready);
-            let mut seen = Seen::new();
-            while !over.load(Ordering::Relaxed) {
-                let url = format!("{}/v1/sessions/{session}/events/stream", anyone.base(&mut dice));
-                let last = seen.last().map(|(position, ..)| position.to_string());
-                let mut request = anyone.http.get(url).bearer_auth(KEY);
-                if let Some(last) = last {
-                    request = request.header("last-event-id", last);
-                } else if ready.is_none() {
-                    request = request.header("last-event-id", "0");
-                }
-                let Ok(Ok(response)) = timeout(REQUEST, request.send()).await else { continue };
-                if !response.status().is_success() {
-                    sleep(Duration::from_millis(50)).await;
-                    continue;
-                }
-                if ready.take().is_some_and(|ready| ready.send(()).is_err()) {
-                    break;
-                }
-                listen(response, &mut seen, &over).await;
-            }
-            (session, seen)
-        })
-    }
 }
 
-/// Reads frames until the stream ends or falls silent.
-async fn listen(response: reqwest::Response, seen: &mut Seen, over: &AtomicBool) {
-    let mut bytes = response.bytes_stream();
-    let mut text = String::new();
-    let mut silent_since = Instant::now();
-    while !over.load(Ordering::Relaxed) && silent_since.elapsed() < SILENCE {
-        match timeout(Duration::from_millis(250), bytes.next()).await {
-            Ok(Some(Ok(piece))) => {
-                silent_since = Instant::now();
-                text.push_str(&String::from_utf8_lossy(&piece));
-                while let Some(end) = text.find("\n\n") {
-                    let frame: String = text.drain(..end + 2).collect();
-                    note(&frame, seen);
-                }
+impl Follower {
+    async fn run(self, mut dice: Dice, ready: oneshot::Sender<()>) {
+        let mut ready = Some(ready);
+        while !self.over.load(Ordering::Relaxed) {
+            let base = self.anyone.base(&mut dice);
+            let url = format!("{base}/v1/sessions/{}/events/stream", self.session);
+            let last = self.seen.lock().expect("not poisoned").last().map(|(last, ..)| *last);
+            let mut request = self.anyone.http.get(url).bearer_auth(KEY);
+            if let Some(last) = last.or_else(|| ready.is_none().then_some(0)) {
+                request = request.header("last-event-id", last.to_string());
             }
-            Ok(_) => return,
-            Err(_) => {}
+            let Ok(Ok(response)) = timeout(REQUEST, request.send()).await else { continue };
+            if !response.status().is_success() {
+                sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+            if ready.take().is_some_and(|ready| ready.send(()).is_err()) {
+                return;
+            }
+            self.listen(response).await;
+        }
+    }
+
+    /// Reads frames until the stream ends or falls silent.
+    async fn listen(&self, response: reqwest::Response) {
+        let mut bytes = response.bytes_stream();
+        let mut text = String::new();
+        let mut silent_since = Instant::now();
+        while !self.over.load(Ordering::Relaxed) && silent_since.elapsed() < SILENCE {
+            match timeout(Duration::from_millis(250), bytes.next()).await {
+                Ok(Some(Ok(piece))) => {
+                    silent_since = Instant::now();
+                    text.push_str(&String::from_utf8_lossy(&piece));
+                    while let Some(end) = text.find("\n\n") {
+                        let frame: String = text.drain(..end + 2).collect();
+                        note(&frame, &mut self.seen.lock().expect("not poisoned"));
+                    }
+                }
+                Ok(_) => return,
+                Err(_) => {}
+            }
         }
     }
 }
@@ -335,21 +340,26 @@ impl Watched {
     }
 
     async fn check_followers(&mut self, logs: &HashMap<String, Vec<Logged>>) -> anyhow::Result<()> {
-        // Streams that are behind get the time of a stream's silence to catch up, and then some.
-        sleep(Duration::from_millis(1_500)).await;
-        self.followed.store(true, Ordering::Relaxed);
-        while let Some(follower) = self.followers.join_next().await {
-            let (session, seen) = follower?;
-            let public: Seen = logs[&session]
+        for (session, seen) in &self.seen {
+            let public: Seen = logs[session]
                 .iter()
                 .filter(|record| record.kind < 2)
                 .map(|record| (record.seq, record.event.clone(), record.kind == 0))
                 .collect();
+            let end = public.last().map(|(end, ..)| *end);
+            let caught_up = || async {
+                let last = seen.lock().expect("not poisoned").last().map(|(last, ..)| *last);
+                (last >= end).then_some(())
+            };
+            eventually("at the end of the log", caught_up).await?;
+            let seen = seen.lock().expect("not poisoned");
             let begin = seen.first().map_or(0, |(position, ..)| *position);
             let expected: Seen =
                 public.into_iter().filter(|(position, ..)| *position >= begin).collect();
-            assert_eq!(seen, expected, "{session}: a follower sees exactly the log");
+            assert_eq!(*seen, expected, "{session}: a follower sees exactly the log");
         }
+        self.followed.store(true, Ordering::Relaxed);
+        while self.followers.join_next().await.is_some() {}
         Ok(())
     }
 }

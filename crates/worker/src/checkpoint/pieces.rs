@@ -3,7 +3,10 @@
 use super::{CheckpointError, Checkpoints, Dirty, Kept, lock};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
-use std::{collections::HashSet, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 use vaquero_blob::Blobs;
 use vaquero_sandbox::{Entry, Fence, Kind, PART, Page, Piece, Sandbox};
 use vaquero_types::{SessionId, WorkspaceId};
@@ -19,12 +22,36 @@ const TIDY_EVERY: u32 = 100;
 /// Most bytes of a page that is taken from a sandbox.
 const PAGE: u64 = 4 << 20;
 
-/// Pieces that are stored, because the newest checkpoint names them.
+/// Most pieces of a checkpoint, and bytes: a sandbox says what its workspace holds, and is not to be believed without bounds.
+const MOST_PIECES: usize = 200_000;
+const MOST_BYTES: u64 = 64 << 30;
+
+/// What the newest checkpoint names, and so is stored.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Known {
     pages: Vec<Piece>,
-    pieces: HashSet<Piece>,
+    /// The parts of each page's large files.
+    parts: HashMap<Piece, Vec<Piece>>,
     taken: u32,
+}
+
+/// How much a checkpoint may still name.
+struct Room {
+    pieces: usize,
+    bytes: u64,
+}
+
+impl Room {
+    fn take<'a>(
+        &mut self,
+        pieces: impl IntoIterator<Item = &'a Piece>,
+    ) -> Result<(), CheckpointError> {
+        for piece in pieces {
+            let left = self.pieces.checked_sub(1).zip(self.bytes.checked_sub(piece.length));
+            (self.pieces, self.bytes) = left.ok_or(CheckpointError::TooLarge)?;
+        }
+        Ok(())
+    }
 }
 
 fn name(workspace: &WorkspaceId, session: &SessionId, piece: &Piece) -> String {
@@ -61,29 +88,38 @@ impl Checkpoints {
         fence: Fence,
     ) -> Result<Option<Vec<Piece>>, CheckpointError> {
         let mut known = self.known(session, &dirty.workspace, before).await?;
+        let mut stored: HashSet<Piece> = known.parts.values().flatten().cloned().collect();
         let pages = dirty.sandbox.pack(fence).await?;
+        let mut room = Room { pieces: MOST_PIECES, bytes: MOST_BYTES };
+        room.take(&pages)?;
+        let mut named = HashMap::new();
         for (index, page) in pages.iter().enumerate() {
-            if known.pieces.contains(page) {
+            if let Some(parts) = known.parts.get(page) {
+                room.take(parts)?;
+                named.insert(page.clone(), parts.clone());
                 continue;
             }
             if page.length > PAGE {
-                return Err(CheckpointError::Damaged("a page that no hand makes".to_owned()));
+                return Err(CheckpointError::TooLarge);
             }
             let bytes = dirty.sandbox.page(index, fence).await?;
             if Piece::of(&bytes) != *page {
                 return Ok(None);
             }
             let parsed = parse(&bytes)?;
-            if !self.store_parts(session, dirty, &parsed, &mut known, fence).await? {
+            let listed: Vec<Piece> =
+                parts(&parsed).flat_map(|(_, parts)| parts.iter().cloned()).collect();
+            room.take(&listed)?;
+            if !self.store_parts(session, dirty, &parsed, &mut stored, fence).await? {
                 return Ok(None);
             }
             self.blobs()?.put(&name(&dirty.workspace, session, page), Bytes::from(bytes)).await?;
-            known.pieces.insert(page.clone());
+            named.insert(page.clone(), listed);
         }
-        known.pages.clone_from(&pages);
-        known.taken += 1;
+        // Only what this checkpoint names: the rest may be removed by the time it is wanted again.
+        known = Known { pages: pages.clone(), parts: named, taken: known.taken + 1 };
         if known.taken.is_multiple_of(TIDY_EVERY) {
-            self.tidy(session, &dirty.workspace, &pages).await?;
+            self.tidy(session, &dirty.workspace, &known).await?;
         }
         lock(&self.known).put(session.clone(), known);
         Ok(Some(pages))
@@ -95,19 +131,19 @@ impl Checkpoints {
         session: &SessionId,
         dirty: &Dirty,
         page: &Page,
-        known: &mut Known,
+        stored: &mut HashSet<Piece>,
         fence: Fence,
     ) -> Result<bool, CheckpointError> {
         let mut missing = Vec::new();
         for (entry, parts) in parts(page) {
             let path = path_of(entry)?;
             for (number, piece) in (0_u64..).zip(parts) {
-                if known.pieces.insert(piece.clone()) {
+                if stored.insert(piece.clone()) {
                     missing.push((path.clone(), number * PART, piece.clone()));
                 }
             }
         }
-        let stored = stream::iter(missing).map(|(path, offset, piece)| async move {
+        let storing = stream::iter(missing).map(|(path, offset, piece)| async move {
             let bytes = dirty.sandbox.part(&path, offset, fence).await?;
             if Piece::of(&bytes) != piece {
                 return Ok(false);
@@ -116,7 +152,7 @@ impl Checkpoints {
             self.blobs()?.put(&name, Bytes::from(bytes)).await?;
             Ok::<bool, CheckpointError>(true)
         });
-        stored.buffer_unordered(AT_ONCE).try_all(|same| async move { same }).await
+        storing.buffer_unordered(AT_ONCE).try_all(|same| async move { same }).await
     }
 
     /// What the newest checkpoint names.
@@ -130,22 +166,13 @@ impl Checkpoints {
         if let Some(known) = found {
             return Ok(known);
         }
-        let pieces = self.named_by(session, workspace, pages).await?;
-        Ok(Known { pages: pages.to_vec(), pieces, taken: 0 })
-    }
-
-    async fn named_by(
-        &self,
-        session: &SessionId,
-        workspace: &WorkspaceId,
-        pages: &[Piece],
-    ) -> Result<HashSet<Piece>, CheckpointError> {
-        let mut pieces: HashSet<Piece> = pages.iter().cloned().collect();
+        let mut named = HashMap::new();
         for page in pages {
             let parsed = parse(&self.piece(session, workspace, page).await?)?;
-            pieces.extend(parts(&parsed).flat_map(|(_, parts)| parts.iter().cloned()));
+            let listed = parts(&parsed).flat_map(|(_, parts)| parts.iter().cloned()).collect();
+            named.insert(page.clone(), listed);
         }
-        Ok(pieces)
+        Ok(Known { pages: pages.to_vec(), parts: named, taken: 0 })
     }
 
     /// A stored piece, which must be what its name says.
@@ -191,10 +218,10 @@ impl Checkpoints {
         &self,
         session: &SessionId,
         workspace: &WorkspaceId,
-        pages: &[Piece],
+        known: &Known,
     ) -> Result<(), CheckpointError> {
-        let named = self.named_by(session, workspace, pages).await?;
-        let named: HashSet<&str> = named.iter().map(|piece| piece.sha256.as_str()).collect();
+        let named = known.parts.iter().flat_map(|(page, parts)| parts.iter().chain([page]));
+        let named: HashSet<&str> = named.map(|piece| piece.sha256.as_str()).collect();
         let mut all = self.blobs()?.list(&format!("{ROOT}/{workspace}/{session}"));
         while let Some(found) = all.try_next().await? {
             let digest = found.name.rsplit('/').next().unwrap_or_default();
@@ -203,5 +230,20 @@ impl Checkpoints {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_checkpoint_has_bounds() {
+        let piece = |length| Piece { sha256: "0".repeat(64), length };
+        let mut room = Room { pieces: 3, bytes: 100 };
+        room.take(&[piece(60), piece(40)]).expect("it fits");
+        assert!(matches!(room.take(&[piece(1)]), Err(CheckpointError::TooLarge)), "no more bytes");
+        room.take(&[piece(0)]).expect("an empty one fits");
+        assert!(matches!(room.take(&[piece(0)]), Err(CheckpointError::TooLarge)), "no more pieces");
     }
 }
