@@ -257,6 +257,11 @@ impl State {
         }
     }
 
+    /// Whether a brain has begun the present turn: something is owed or open.
+    pub fn begun(&self) -> bool {
+        self.owed || !self.calls.is_empty() || self.open_span.is_some()
+    }
+
     fn dequeue(&mut self, id: &EventId) {
         self.queue.retain(|queued| queued.id != *id);
     }

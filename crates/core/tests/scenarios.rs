@@ -182,6 +182,45 @@ fn a_message_behind_an_interrupt_starts_the_next_turn() {
 }
 
 #[test]
+fn an_interrupt_stops_a_turn_that_no_brain_has_begun() {
+    let mut world = World::new();
+    world.stalled = true;
+    world.send(&[message("do")]).expect("accepted");
+    world.send(&[json!({ "type": "user.interrupt" })]).expect("accepted");
+    world.send(&[json!({ "type": "user.interrupt" })]).expect("accepted");
+    world.stalled = false;
+    world.claim();
+    tail(&world, &["user.message", "user.interrupt", "user.interrupt", END[0], END[1], END[2]]);
+    assert!(world.asked.is_none());
+    world.send(&[message("on")]).expect("accepted");
+    let (_, context) = world.asked.clone().expect("a request");
+    let said = serde_json::to_string(&context).expect("plain data");
+    assert!(said.contains("do") && said.contains("on"), "what was said is remembered: {said}");
+}
+
+#[test]
+fn a_message_behind_an_interrupt_of_what_had_not_begun_starts_a_turn() {
+    let mut world = World::new();
+    world.stalled = true;
+    world.send(&[message("do")]).expect("accepted");
+    world.send(&[json!({ "type": "user.interrupt" }), message("rather")]).expect("accepted");
+    world.stalled = false;
+    world.claim();
+    tail(&world, &["user.message", "span.model_request_start"]);
+    assert_eq!(world.types().iter().filter(|kind| **kind == "session.status_idle").count(), 1);
+    assert!(world.asked.is_some());
+}
+
+#[test]
+fn a_message_queued_behind_a_turn_outlives_its_interrupt() {
+    let mut world = begun();
+    world.send(&[message("then this")]).expect("accepted");
+    world.send(&[json!({ "type": "user.interrupt" })]).expect("accepted");
+    tail(&world, &["user.message", "span.model_request_start"]);
+    assert!(world.asked.is_some());
+}
+
+#[test]
 fn a_message_sent_meanwhile_is_taken_in_the_same_run() {
     let mut world = begun();
     world.send(&[message("and this")]).expect("accepted");

@@ -117,9 +117,14 @@ impl Machine {
     /// Messages that came while the closed turn ran start the next one at once.
     pub(super) fn go_on_with_messages(&self, batch: &mut Batch, desk: &mut Desk<'_>) {
         if self.has_messages() {
-            self.resume(batch, desk);
-            (batch.ends, batch.guarded) = (false, true);
+            self.go_on(batch, desk);
         }
+    }
+
+    /// The next turn starts at once.
+    pub(super) fn go_on(&self, batch: &mut Batch, desk: &mut Desk<'_>) {
+        self.resume(batch, desk);
+        (batch.ends, batch.guarded) = (false, true);
     }
 
     /// Ends the turn for a reason that more attempts will not mend: what is queued enters the context, so that the next message can refer to it.

@@ -43,28 +43,31 @@ impl Machine {
         self.converse(desk)
     }
 
-    /// Stops what is under way, then closes everything and ends the turn. Messages behind the interrupt start the next one.
+    /// Stops what is under way, then closes everything and ends the turn. A turn that no brain has begun yet is stopped with the messages that were to begin it; other
+    /// messages start the next one.
     fn interrupt(&mut self, desk: &mut Desk<'_>) -> Vec<Step> {
         let steps = self.cancel_flight();
         if !steps.is_empty() || self.in_flight() {
             return steps;
         }
         let mut batch = Batch::default();
-        let thread = self.facts.thread.clone();
-        let interrupts: Vec<Queued> = self
-            .state
-            .queue
-            .iter()
-            .filter(|queued| queued.event_type == "user.interrupt")
-            .cloned()
-            .collect();
-        for queued in &interrupts {
-            batch.records.push(taken(queued, &thread));
-        }
+        let is_interrupt = |queued: &Queued| queued.event_type == "user.interrupt";
+        let stopped = if self.state.begun() {
+            // What a client queued behind the turn is not what it stops.
+            0
+        } else {
+            let last = self.state.queue.iter().rposition(is_interrupt);
+            last.map_or(0, |last| last + 1)
+        };
+        self.take(self.state.queue.iter().take(stopped), &mut batch, desk);
+        let jumping = self.state.queue.iter().skip(stopped).filter(|queued| is_interrupt(queued));
+        self.take(jumping, &mut batch, desk);
         self.take_confirmations(&mut batch);
         self.abandon(&mut batch, INTERRUPTED, desk);
         self.close(&mut batch, &StopReason::EndTurn, desk);
-        self.go_on_with_messages(&mut batch, desk);
+        if self.state.queue.iter().skip(stopped).any(|queued| queued.event_type == "user.message") {
+            self.go_on(&mut batch, desk);
+        }
         self.append(batch)
     }
 
@@ -225,8 +228,17 @@ impl Machine {
 
     /// Everything queued enters the context, in order.
     pub(super) fn take_queue(&self, batch: &mut Batch, desk: &mut Desk<'_>) {
+        self.take(&self.state.queue, batch, desk);
+    }
+
+    fn take<'a>(
+        &self,
+        queue: impl IntoIterator<Item = &'a Queued>,
+        batch: &mut Batch,
+        desk: &mut Desk<'_>,
+    ) {
         let thread = &self.facts.thread;
-        for queued in &self.state.queue {
+        for queued in queue {
             batch.records.push(taken(queued, thread));
             let content = context::blocks_from_event(&queued.body["content"]);
             let transcript = match queued.event_type.as_str() {
