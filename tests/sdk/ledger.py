@@ -65,6 +65,40 @@ def served() -> dict[str, tuple[str, str]]:
     return {name: (method, path) for method, path, name in rows}
 
 
+def extensions() -> list[tuple[str, str]]:
+    """The server's routes that the SDK does not know."""
+    source = (ROOT / "crates/api/src/routes.rs").read_text()
+    table = source[source.index("pub const EXTENSIONS") :]
+    return re.findall(r'\(\s*"([A-Z]+)",\s*"([^"]+)",?\s*\)', table[: table.index("];")])
+
+
+# What the extensions take and answer.
+EXTENSION_SHAPES: dict[str, dict[str, object]] = {
+    "/v1/sessions/stop_all": {
+        "summary": "Interrupts every running session of the workspace",
+        "answer": {
+            "type": "object",
+            "required": ["type", "data"],
+            "properties": {"type": {"const": "sessions_stopped"}, "data": {"type": "array", "items": {"type": "string"}}},
+        },
+    },
+}
+ERRORS = {"description": "An error", "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}}
+
+
+def extension(path: str) -> dict[str, object]:
+    known = EXTENSION_SHAPES[path]
+    ok = {"description": "OK", "content": {"application/json": {"schema": known["answer"]}}}
+    return {
+        "operationId": path.removeprefix("/v1/").replace("/", "."),
+        "summary": known["summary"],
+        "tags": ["extensions"],
+        "x-extension": True,
+        "requestBody": {"required": False, "content": {"application/json": {"schema": {"type": "object", "additionalProperties": False}}}},
+        "responses": {"200": ok, "default": ERRORS},
+    }
+
+
 def literals(union: typing.Any) -> list[str]:
     found = []
     for item in typing.get_args(union):
@@ -172,13 +206,15 @@ def document(known: list[Operation], routes: dict[str, tuple[str, str]]) -> str:
             "parameters": parameters,
             "responses": {
                 "200": {"description": "OK", "content": {media: {"schema": answer}}},
-                "default": {"description": "An error", "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}},
+                "default": ERRORS,
             },
         }
         if properties:
             body = {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
             entry["requestBody"] = {"required": bool(required), "content": {"application/json": {"schema": body}}}
         paths.setdefault(path, {})[method.lower()] = entry
+    for method, path in extensions():
+        paths.setdefault(path, {})[method.lower()] = extension(path)
     components["Error"] = {
         "type": "object",
         "required": ["type", "error", "request_id"],

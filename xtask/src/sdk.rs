@@ -7,7 +7,7 @@ use crate::{
 use anyhow::{Context, bail};
 use std::{
     fs,
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, Read, Write},
     net::{Shutdown, TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -106,7 +106,7 @@ fn server(exe: &Path, model: &str, data: &Path, database: Option<&str>) -> anyho
     Process::start(&mut command)
 }
 
-/// An address whose connections go to one server after the other, for as long as this program runs.
+/// An address whose requests go to one server after the other, for as long as this program runs.
 fn in_turn(bases: Vec<String>) -> anyhow::Result<String> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let base = format!("http://{}", listener.local_addr()?);
@@ -114,16 +114,33 @@ fn in_turn(bases: Vec<String>) -> anyhow::Result<String> {
         for (number, client) in listener.incoming().enumerate() {
             let address = bases[number % bases.len()].trim_start_matches("http://");
             let (Ok(client), Ok(server)) = (client, TcpStream::connect(address)) else { continue };
-            let ways = (client.try_clone(), server.try_clone());
-            let (Ok(client_too), Ok(server_too)) = ways else { continue };
-            std::thread::spawn(move || pass(client, server));
-            std::thread::spawn(move || pass(server_too, client_too));
+            std::thread::spawn(move || drop(one_request(client, server)));
         }
     });
     Ok(base)
 }
 
-fn pass(mut from: TcpStream, mut to: TcpStream) {
+/// Passes a connection on, and asks the server to close it after its answer: the client's next request is a new connection.
+fn one_request(client: TcpStream, mut server: TcpStream) -> std::io::Result<()> {
+    let mut request = BufReader::new(client.try_clone()?);
+    let answer = server.try_clone()?;
+    std::thread::spawn(move || pass(answer, client));
+    let mut line = Vec::new();
+    request.read_until(b'\n', &mut line)?;
+    server.write_all(&line)?;
+    server.write_all(b"connection: close\r\n")?;
+    while line != b"\r\n" && !line.is_empty() {
+        line.clear();
+        request.read_until(b'\n', &mut line)?;
+        if !line.to_ascii_lowercase().starts_with(b"connection:") {
+            server.write_all(&line)?;
+        }
+    }
+    pass(request, server);
+    Ok(())
+}
+
+fn pass(mut from: impl Read, mut to: TcpStream) {
     drop(std::io::copy(&mut from, &mut to));
     drop(to.shutdown(Shutdown::Write));
 }

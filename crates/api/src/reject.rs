@@ -39,10 +39,19 @@ impl From<StoreError> for Reject {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::Full(_) => {
-                tracing::error!(%error, "the data directory is full");
+                let source = std::error::Error::source(&error).map(ToString::to_string);
+                tracing::error!(%error, source, "a request found no space");
                 Self(ApiError::new(
                     ErrorCode::Overloaded,
                     "the server has no disk space left; its operator must make room",
+                ))
+            }
+            StoreError::Away(_) => {
+                let source = std::error::Error::source(&error).map(ToString::to_string);
+                tracing::error!(%error, source, "a request could not wait for the database");
+                Self(ApiError::new(
+                    ErrorCode::Overloaded,
+                    "the server's database cannot be reached or takes no writes at the moment; try again",
                 ))
             }
             StoreError::Closed => {

@@ -138,7 +138,7 @@ pub(crate) async fn perform(
     Ok(outcome)
 }
 
-pub(crate) const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE";
+pub(crate) const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
 
 fn decide(set: &mut WorkSet, work: &Work, clock: Clock, database: Timestamp) -> Done {
     let at = |now: &Timestamp| if clock == Clock::Database { database } else { *now };

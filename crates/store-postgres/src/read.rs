@@ -14,9 +14,8 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_postgres::{Error, Row, error::SqlState, types::ToSql};
 use vaquero_store::{
-    Answer, AnswerKey, Document, DocumentPage, DocumentQuery, EventPage, EventQuery, Order,
+    Answer, AnswerKey, Begun, Document, DocumentPage, DocumentQuery, EventPage, EventQuery, Order,
     Position, Record, RecordKind, Seq, SessionPage, SessionQuery, SessionRow, Snapshot, StoreError,
-    record::EventCursor,
 };
 use vaquero_types::{EventId, SessionId, Timestamp, thread::Thread};
 
@@ -92,11 +91,11 @@ impl Readers {
                     if !passing(&error) {
                         return Err(failed(error));
                     }
-                    StoreError::Backend(said(&error))
+                    StoreError::Away(said(&error))
                 }
                 Ok(Err(PoolError::Closed)) => return Err(StoreError::Closed),
-                Ok(Err(error)) => StoreError::Backend(Box::new(error)),
-                Err(_) => StoreError::Backend("the database does not answer".into()),
+                Ok(Err(error)) => StoreError::Away(Box::new(error)),
+                Err(_) => StoreError::Away("the database does not answer".into()),
             };
             if Instant::now() + pause > deadline {
                 return Err(failure);
@@ -335,34 +334,19 @@ impl Readers {
     }
 
     pub(crate) async fn events(&self, query: &EventQuery) -> Result<EventPage, StoreError> {
-        let cursor = query.cursor.unwrap_or(EventCursor { processed: 0, queued: 0 });
-        let mut records = Vec::new();
-        if cursor.queued == 0 || !query.descending {
-            records = self.processed(query, cursor).await?;
+        let processed =
+            if query.begins_processed() { self.processed(query).await? } else { Vec::new() };
+        match query.begin(processed) {
+            Begun::Whole(page) => Ok(page),
+            Begun::Rest(rest) => {
+                let queued = self.queued(query, rest.after, rest.limit).await?;
+                Ok(rest.finish(queued))
+            }
         }
-        if records.len() > query.limit {
-            records.truncate(query.limit);
-            let processed = records.last().map_or(0, |record| record.seq);
-            return Ok(EventPage { records, next: Some(EventCursor { processed, queued: 0 }) });
-        }
-        let processed = records.last().map_or(cursor.processed, |record| record.seq);
-        let bounds = [query.after, query.from, query.before, query.until];
-        if bounds.iter().any(Option::is_some) {
-            return Ok(EventPage { records, next: None });
-        }
-        let room = query.limit - records.len();
-        let waiting = self.queued(query, cursor.queued, room + 1).await?;
-        let (waiting, more) = page(waiting, room);
-        let queued = waiting.last().map_or(cursor.queued, |record| record.seq);
-        records.extend(waiting);
-        Ok(EventPage { records, next: more.then_some(EventCursor { processed, queued }) })
     }
 
-    async fn processed(
-        &self,
-        query: &EventQuery,
-        cursor: EventCursor,
-    ) -> Result<Vec<Record>, StoreError> {
+    async fn processed(&self, query: &EventQuery) -> Result<Vec<Record>, StoreError> {
+        let cursor = query.start();
         let mut filter = Filter::of_events(query, RecordKind::Event);
         if !query.descending {
             filter.and("r.seq >", int(cursor.processed));

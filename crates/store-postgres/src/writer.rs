@@ -122,11 +122,12 @@ impl Connection {
         let mut together = true;
         let mut left = group;
         let mut tries = 0;
+        let mut reason = String::new();
         while !left.is_empty() {
             let now = Instant::now();
             let (due, late): (Vec<Job>, Vec<Job>) = left.into_iter().partition(|job| job.by > now);
             for job in late {
-                answer(job, Err(self.link.away()));
+                answer(job, Err(self.link.away(&reason)));
             }
             if due.is_empty() {
                 return;
@@ -149,7 +150,8 @@ impl Connection {
                     }
                 }
                 Err(Retry::Later(why)) => {
-                    tracing::warn!(error = %why, place = %self.link.database.place, "a transaction failed; trying again");
+                    reason = why.to_string();
+                    tracing::warn!(error = reason, place = %self.link.database.place, "a transaction failed; trying again");
                     metrics::counter!("vaquero_store_retries_total").increment(1);
                     together &= tries < TOGETHER;
                     attempted.extend(left);
@@ -281,6 +283,7 @@ fn answer(job: Job, done: Result<Done, StoreError>) {
 fn again(error: &StoreError) -> StoreError {
     match error {
         StoreError::Full(source) => StoreError::Full(source.to_string().into()),
+        StoreError::Away(source) => StoreError::Away(source.to_string().into()),
         StoreError::Backend(source) => StoreError::Backend(source.to_string().into()),
         StoreError::Corrupt { what } => StoreError::Corrupt { what: what.clone() },
         StoreError::Closed => StoreError::Closed,
@@ -308,10 +311,9 @@ struct Open {
 }
 
 impl Link {
-    fn away(&self) -> StoreError {
-        StoreError::Backend(
-            format!("the database {} cannot be reached", self.database.place).into(),
-        )
+    fn away(&self, reason: &str) -> StoreError {
+        let reason = if reason.is_empty() { "it is busy" } else { reason };
+        StoreError::Away(format!("the database {}: {reason}", self.database.place).into())
     }
 
     fn break_off(&mut self) {
@@ -331,7 +333,7 @@ impl Link {
             };
             self.open = Some(open);
         }
-        self.open.as_ref().ok_or_else(|| Retry::Refused(self.away()))
+        self.open.as_ref().ok_or_else(|| Retry::Refused(self.away("no connection")))
     }
 
     async fn make(&mut self) -> Result<Open, Error> {

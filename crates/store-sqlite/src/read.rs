@@ -12,9 +12,8 @@ use std::{
 };
 use tokio::sync::Semaphore;
 use vaquero_store::{
-    Answer, AnswerKey, Document, DocumentPage, DocumentQuery, EventPage, EventQuery, Order,
+    Answer, AnswerKey, Begun, Document, DocumentPage, DocumentQuery, EventPage, EventQuery, Order,
     Position, Record, RecordKind, Seq, SessionPage, SessionQuery, SessionRow, Snapshot, StoreError,
-    record::EventCursor,
 };
 use vaquero_types::{EventId, SessionId, Timestamp, WorkspaceId, thread::Thread};
 
@@ -333,29 +332,15 @@ pub(crate) fn event(
 pub(crate) fn events(db: &Connection, query: &EventQuery) -> Result<EventPage, StoreError> {
     let nothing = EventPage { records: Vec::new(), next: None };
     let Some((number, _, false)) = number(db, &query.session)? else { return Ok(nothing) };
-    let cursor = query.cursor.unwrap_or(EventCursor { processed: 0, queued: 0 });
-    let mut records = Vec::new();
-    if cursor.queued == 0 || !query.descending {
-        records = processed(db, query, number, cursor)?;
+    let processed =
+        if query.begins_processed() { processed(db, query, number)? } else { Vec::new() };
+    match query.begin(processed) {
+        Begun::Whole(page) => Ok(page),
+        Begun::Rest(rest) => {
+            let queued = queued(db, query, number, rest.after, rest.limit)?;
+            Ok(rest.finish(queued))
+        }
     }
-    if records.len() > query.limit {
-        records.truncate(query.limit);
-        let processed = records.last().map_or(0, |record| record.seq);
-        return Ok(EventPage { records, next: Some(EventCursor { processed, queued: 0 }) });
-    }
-    let processed = records.last().map_or(cursor.processed, |record| record.seq);
-    let bounded = [query.after, query.from, query.before, query.until].iter().any(Option::is_some);
-    if bounded {
-        return Ok(EventPage { records, next: None });
-    }
-    let room = query.limit - records.len();
-    let mut waiting = queued(db, query, number, cursor.queued, room + 1)?;
-    let more = waiting.len() > room;
-    waiting.truncate(room);
-    let last_queued = waiting.last().map_or(cursor.queued, |record| record.seq);
-    records.extend(waiting);
-    let next = more.then_some(EventCursor { processed, queued: last_queued });
-    Ok(EventPage { records, next })
 }
 
 fn common(query: &EventQuery, number: i64, kind: RecordKind) -> Filter {
@@ -369,12 +354,8 @@ fn common(query: &EventQuery, number: i64, kind: RecordKind) -> Filter {
     filter
 }
 
-fn processed(
-    db: &Connection,
-    query: &EventQuery,
-    number: i64,
-    cursor: EventCursor,
-) -> Result<Vec<Record>, StoreError> {
+fn processed(db: &Connection, query: &EventQuery, number: i64) -> Result<Vec<Record>, StoreError> {
+    let cursor = query.start();
     let mut filter = common(query, number, RecordKind::Event);
     if query.descending {
         if cursor.processed > 0 {

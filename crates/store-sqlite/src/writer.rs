@@ -216,7 +216,7 @@ impl Thread {
 fn again(error: &StoreError) -> StoreError {
     match error {
         StoreError::Full(_) => StoreError::Full("the transaction could not be written".into()),
-        StoreError::Backend(_) | StoreError::Corrupt { .. } => {
+        StoreError::Away(_) | StoreError::Backend(_) | StoreError::Corrupt { .. } => {
             StoreError::Backend("the transaction failed".into())
         }
         StoreError::Closed => StoreError::Closed,

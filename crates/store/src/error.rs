@@ -8,7 +8,10 @@ pub enum StoreError {
     /// No space left; the operator must make room.
     #[error("no space left in the data directory or database")]
     Full(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// The database failed or cannot be reached.
+    /// The database cannot be reached, or takes no writes, for now.
+    #[error("the database is away")]
+    Away(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The database failed.
     #[error("the store failed")]
     Backend(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// A stored value cannot be decoded.

@@ -37,7 +37,7 @@ pub use error::{CommitError, StoreError};
 pub use lease::{Claimed, Lease, WorkerName};
 pub use live::{Delta, Live, LocalLive};
 pub use memory::MemoryStore;
-pub use record::{EventPage, EventQuery, NewRecord, Position, Record, RecordKind, Seq};
+pub use record::{Begun, EventPage, EventQuery, NewRecord, Position, Record, RecordKind, Seq};
 pub use session::{SessionPage, SessionQuery, SessionRow, Snapshot};
 pub use write::{
     Answer, AnswerKey, Append, Author, Committed, Expect, Restored, SessionChange, Write,

@@ -3,11 +3,10 @@
 mod tables;
 
 use crate::{
-    Answer, AnswerKey, Claimed, CommitError, Committed, Document, DocumentPage, DocumentQuery,
-    EventPage, EventQuery, Lease, Order, Position, Record, RecordKind, Seq, SessionPage,
-    SessionQuery, SessionRow, Snapshot, Store, StoreError, WorkerName, Write,
+    Answer, AnswerKey, Begun, Claimed, CommitError, Committed, Document, DocumentPage,
+    DocumentQuery, EventPage, EventQuery, Lease, Order, Position, Record, RecordKind, Seq,
+    SessionPage, SessionQuery, SessionRow, Snapshot, Store, StoreError, WorkerName, Write,
     notify::Wakes,
-    record::EventCursor,
     workset::{DocumentKey, Needs, SessionState},
 };
 use async_trait::async_trait;
@@ -353,7 +352,7 @@ impl Store for MemoryStore {
 
 /// A page of events, straight from the rule: processed ones in order, then those that wait.
 fn list(log: &[Record], query: &EventQuery) -> EventPage {
-    let cursor = query.cursor.unwrap_or(EventCursor { processed: 0, queued: 0 });
+    let cursor = query.start();
     let taken: BTreeSet<&EventId> = log
         .iter()
         .filter(|record| record.new.kind == RecordKind::Event)
@@ -379,29 +378,24 @@ fn list(log: &[Record], query: &EventQuery) -> EventPage {
     if query.descending {
         processed.reverse();
         processed.retain(|record| cursor.processed == 0 || record.seq < cursor.processed);
-        if cursor.queued > 0 {
-            processed.clear();
-        }
     } else {
         processed.retain(|record| record.seq > cursor.processed);
     }
-    let (mut records, more) = page(processed, query.limit);
-    let last = records.last().map_or(cursor.processed, |record| record.seq);
-    if more {
-        return EventPage { records, next: Some(EventCursor { processed: last, queued: 0 }) };
+    if !query.begins_processed() {
+        processed.clear();
     }
-    if [query.after, query.from, query.before, query.until].iter().any(Option::is_some) {
-        return EventPage { records, next: None };
-    }
+    processed.truncate(query.limit + 1);
+    let rest = match query.begin(processed) {
+        Begun::Whole(page) => return page,
+        Begun::Rest(rest) => rest,
+    };
     let waiting: Vec<Record> = log
         .iter()
         .filter(|record| record.new.kind == RecordKind::Received)
-        .filter(|record| record.seq > cursor.queued && !taken.contains(&record.new.event_id))
+        .filter(|record| record.seq > rest.after && !taken.contains(&record.new.event_id))
         .filter(wanted)
+        .take(rest.limit)
         .cloned()
         .collect();
-    let (waiting, more) = page(waiting, query.limit - records.len());
-    let queued = waiting.last().map_or(cursor.queued, |record| record.seq);
-    records.extend(waiting);
-    EventPage { records, next: more.then_some(EventCursor { processed: last, queued }) }
+    rest.finish(waiting)
 }

@@ -87,7 +87,9 @@ impl Turn {
                 tracing::info!(session = %self.lease.session, "lost the lease; another brain goes on");
             }
             Err(error) => {
-                tracing::error!(session = %self.lease.session, %error, "a turn stopped; it will be claimed again");
+                let source = std::error::Error::source(&error).and_then(std::error::Error::source);
+                let source = source.map(ToString::to_string);
+                tracing::error!(session = %self.lease.session, %error, source, "a turn stopped; it will be claimed again");
                 drop(self.world.store.release(&self.lease, false).await);
             }
         }

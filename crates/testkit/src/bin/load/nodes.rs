@@ -159,6 +159,26 @@ async fn growth(args: &Args) -> anyhow::Result<()> {
         turns.0.push(turn(&client, &mut model, &session).await?);
     }
     println!("{parked} parked sessions: a message until the model is asked {}", turns.line());
+    let tenants = args.count(10_000);
+    let sql = format!(
+        "INSERT INTO documents SELECT 'tenant' || i, kind, id || i, parent, unique_key, created_at, archived_at, revision, body \
+            FROM documents, generate_series(1, {tenants}) AS i WHERE kind IN ('agent', 'environment'); \
+         UPDATE sessions SET workspace = 'tenant' || (n % {tenants} + 1) WHERE id LIKE 'sesn_parked%'; ANALYZE sessions; ANALYZE documents"
+    );
+    database.run(&sql).await?;
+    let (mut lists, mut turns) = (machine::Times::default(), machine::Times::default());
+    for _ in 0..args.count(200) {
+        let started = Instant::now();
+        client.get("/v1/sessions?limit=20").await?;
+        client.get("/v1/agents?limit=20").await?;
+        lists.0.push(started.elapsed());
+        turns.0.push(turn(&client, &mut model, &session).await?);
+    }
+    println!(
+        "the same in {tenants} workspaces: a page of sessions and one of agents {}",
+        lists.line()
+    );
+    println!("  a message until the model is asked {}", turns.line());
     Ok(())
 }
 
