@@ -252,8 +252,13 @@ async fn the_document_describes_exactly_the_routes() {
             ));
         }
     }
+    let ours = vaquero_api::routes::EXTENSIONS
+        .iter()
+        .map(|(method, path)| (*method, *path, path.trim_start_matches("/v1/").replace('/', ".")));
     let mut routes: Vec<String> = vaquero_api::routes::TABLE
         .iter()
+        .map(|(method, path, name)| (*method, *path, (*name).to_owned()))
+        .chain(ours)
         .map(|(method, path, name)| format!("{method} {path} {name}"))
         .collect();
     described.sort();

@@ -18,6 +18,14 @@ async fn serve(model: &Model, database: &Database) -> anyhow::Result<Server> {
     Ok(server)
 }
 
+/// A server with a turn under way.
+async fn running(model: &Model, database: &Database) -> anyhow::Result<(Server, String)> {
+    let server = serve(model, database).await?;
+    let session = server.client().session(json!([])).await?;
+    server.client().say(&session, "!delay 300\n!say kept").await?;
+    Ok((server, session))
+}
+
 /// A POST that must be refused; what its error says.
 async fn refused(client: &Client, path: &str, body: Value) -> anyhow::Result<String> {
     let error = client.post(path, body).await.err().context("it must be refused")?;
@@ -37,10 +45,8 @@ const FILL: &str = "CREATE FUNCTION fill() RETURNS trigger LANGUAGE plpgsql AS $
 async fn a_full_database_is_named_and_loses_nothing() -> anyhow::Result<()> {
     let Some(database) = Database::create().await? else { return Ok(()) };
     let model = Model::start().await?;
-    let server = serve(&model, &database).await?;
+    let (server, session) = running(&model, &database).await?;
     let client = server.client();
-    let session = client.session(json!([])).await?;
-    client.say(&session, "!delay 300\n!say kept").await?;
     database.run(FILL).await?;
     let path = format!("/v1/sessions/{session}/events");
     let said = refused(client, &path, message("no room for this")).await?;
@@ -62,10 +68,8 @@ const END_CONNECTIONS: &str = "SELECT pg_terminate_backend(pid) FROM pg_stat_act
 async fn a_database_that_takes_no_writes_is_named_and_waited_for() -> anyhow::Result<()> {
     let Some(database) = Database::create().await? else { return Ok(()) };
     let model = Model::start().await?;
-    let server = serve(&model, &database).await?;
+    let (server, session) = running(&model, &database).await?;
     let client = server.client();
-    let session = client.session(json!([])).await?;
-    client.say(&session, "!delay 300\n!say kept").await?;
     // As on a primary that has become a standby: connections are ended, new ones are read-only.
     database.run("ALTER DATABASE CURRENT_NAME SET default_transaction_read_only = on").await?;
     database.run(END_CONNECTIONS).await?;
