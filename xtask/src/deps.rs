@@ -26,6 +26,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         ],
     ),
     ("vaquero-blob", &[]),
+    ("vaquero-egress", &["vaquero-types"]),
     ("vaquero-api", &["vaquero-core", "vaquero-model", "vaquero-store", "vaquero-types"]),
     ("vaquero-testkit", &["vaquero-model", "vaquero-sandbox", "vaquero-types"]),
     ("xtask", &[]),

@@ -12,7 +12,7 @@ use serde_json::Value;
 use vaquero_store::{Document, Expect, StoreError, Write};
 use vaquero_types::{ApiError, ErrorCode, WorkspaceId, environment::Environment};
 
-pub(crate) const KIND: &str = "environment";
+pub(crate) const KIND: &str = vaquero_store::document::ENVIRONMENT;
 
 pub(crate) fn show(environment: &Environment) -> Value {
     serde_json::to_value(environment).expect("an environment is plain data")

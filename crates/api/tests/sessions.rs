@@ -113,10 +113,6 @@ async fn what_cannot_be_had_yet_is_refused_by_name() {
     }
     for (config, word) in [
         (json!({ "type": "self_hosted" }), "self_hosted"),
-        (
-            json!({ "type": "cloud", "networking": { "type": "limited", "allowed_hosts": ["a.com"] } }),
-            "limited",
-        ),
         (json!({ "type": "cloud", "packages": { "pip": ["x"] } }), "packages"),
     ] {
         let environment =

@@ -97,17 +97,22 @@ struct Said {
 }
 
 impl Arena<'_> {
-    /// A fresh sandbox with small limits.
-    async fn target(&self) -> Result<Target, String> {
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let key = SandboxKey::default_of(format!("attack-{}-{number}", std::process::id()));
-        let spec = SandboxSpec {
+    /// Small limits, and no way out.
+    fn spec() -> SandboxSpec {
+        SandboxSpec {
             generation: 1,
             epoch: 1,
             limits: LIMITS,
             env: BTreeMap::from([("ALLOWED".to_owned(), "yes".to_owned())]),
-        };
-        let sandbox = self.provider.ensure(&key, &spec).await.map_err(|e| e.to_string())?;
+            outbound: None,
+        }
+    }
+
+    /// A fresh sandbox with small limits.
+    async fn target(&self) -> Result<Target, String> {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let key = SandboxKey::default_of(format!("attack-{}-{number}", std::process::id()));
+        let sandbox = self.provider.ensure(&key, &Self::spec()).await.map_err(|e| e.to_string())?;
         Ok(Target { sandbox, key, next: AtomicU64::new(1) })
     }
 

@@ -6,6 +6,7 @@ mod cgroup;
 mod child;
 mod lockdown;
 mod members;
+pub(crate) mod network;
 mod office;
 mod probe;
 mod rootfs;

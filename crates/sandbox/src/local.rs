@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::{OwnedMutexGuard, Semaphore};
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 pub use config::{LimitsMode, LocalConfig};
@@ -35,8 +35,8 @@ use crate::launcher::wire::{Answer, Ask, Listed, SparesWanted};
 use crate::launcher::{Options, SPARE};
 use crate::remove::remove_tree;
 use crate::seam::{
-    Capabilities, ComputeProvider, Isolation, Limits, LimitsState, Networking, Sandbox, SandboxKey,
-    SandboxSpec, check_part,
+    Capabilities, ComputeProvider, Isolation, Limits, LimitsState, Networking, Outbound, Sandbox,
+    SandboxKey, SandboxSpec, Sockets, Uplink, check_part,
 };
 
 /// A sandbox has to be there, or refused, within this time.
@@ -58,6 +58,7 @@ pub struct LocalProvider {
 struct Inner {
     config: LocalConfig,
     options: Options,
+    uplink: Option<Arc<dyn Uplink>>,
     capabilities: Capabilities,
     trash: PathBuf,
     shared: Shared,
@@ -78,12 +79,21 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 impl LocalProvider {
     /// Starts or re-adopts the launcher, proves the walls with a canary, and removes leftovers.
     /// Fails with [`SandboxError::Unavailable`], what is missing and how to get it.
-    pub async fn start(config: LocalConfig) -> Result<Self, SandboxError> {
-        Self::open(config, true).await
+    ///
+    /// Without an `uplink` no sandbox can have a way out.
+    pub async fn start(
+        config: LocalConfig,
+        uplink: Option<Arc<dyn Uplink>>,
+    ) -> Result<Self, SandboxError> {
+        Self::open(config, true, uplink).await
     }
 
-    async fn open(config: LocalConfig, isolated: bool) -> Result<Self, SandboxError> {
-        let inner = Inner::open(config, isolated).await?;
+    async fn open(
+        config: LocalConfig,
+        isolated: bool,
+        uplink: Option<Arc<dyn Uplink>>,
+    ) -> Result<Self, SandboxError> {
+        let inner = Inner::open(config, isolated, uplink).await?;
         let provider = Self { inner: Arc::new(inner) };
         if let Err(error) = provider.canary().await {
             provider.shutdown(true).await;
@@ -102,7 +112,8 @@ impl LocalProvider {
         let session = format!("{CANARY}{}-{number}", std::process::id());
         let key = SandboxKey::default_of(&session);
         let limits = Limits { workspace_bytes: 1 << 20, tmp_bytes: 1 << 20, ..Limits::default() };
-        let spec = SandboxSpec { generation: 1, epoch: 1, limits, env: BTreeMap::new() };
+        let outbound = self.inner.uplink.is_some().then(|| Outbound::Limited(Vec::new()));
+        let spec = SandboxSpec { generation: 1, epoch: 1, limits, env: BTreeMap::new(), outbound };
         let checked = match self.ensure(&key, &spec).await {
             Ok(sandbox) if self.inner.options.isolated => {
                 canary::check(&*sandbox, &self.inner.options.dir).await
@@ -116,7 +127,11 @@ impl LocalProvider {
 }
 
 impl Inner {
-    async fn open(config: LocalConfig, isolated: bool) -> Result<Self, SandboxError> {
+    async fn open(
+        config: LocalConfig,
+        isolated: bool,
+        uplink: Option<Arc<dyn Uplink>>,
+    ) -> Result<Self, SandboxError> {
         let data = std::path::absolute(&config.data_dir)
             .map_err(|e| SandboxError::io("cannot find the data directory", e))?;
         let (dir, workspaces, trash) =
@@ -139,11 +154,16 @@ impl Inner {
             name: if isolated { "local" } else { "unsafe-host" },
             isolation: if isolated { Isolation::Namespaces } else { Isolation::None },
             limits: found.limits.map_or(LimitsState::Degraded, LimitsState::Enforced),
-            networking: if isolated { Networking::None } else { Networking::Host },
+            networking: match (isolated, &uplink) {
+                (false, _) => Networking::Host,
+                (true, None) => Networking::None,
+                (true, Some(_)) => Networking::Controlled,
+            },
         };
         let inner = Self {
             config,
             options,
+            uplink,
             capabilities,
             trash,
             shared,
@@ -207,17 +227,21 @@ impl Inner {
     async fn adopt(
         self: &Arc<Self>,
         key: &SandboxKey,
-        generation: u64,
-        epoch: u64,
-        stream: OwnedFd,
+        spec: &SandboxSpec,
+        descriptors: Vec<OwnedFd>,
     ) -> Result<Arc<LocalSandbox>, SandboxError> {
+        let mut descriptors = descriptors.into_iter();
+        let stream = descriptors.next();
+        let stream = stream.ok_or_else(|| SandboxError::gone("the launcher sent no stream"))?;
         let connection = Arc::new(Connection::open(stream, &self.shared)?);
+        let way_out = self.way_out(key, spec, descriptors.collect())?;
         let sandbox = Arc::new(LocalSandbox {
-            generation,
+            generation: spec.generation,
             connection,
             call_ceiling: self.config.call_ceiling,
+            _way_out: way_out,
         });
-        sandbox.greet(epoch).await?;
+        sandbox.greet(spec.epoch).await?;
         lock(&self.attached).insert(key.clone(), Arc::clone(&sandbox));
         let (inner, key) = (Arc::downgrade(self), key.clone());
         let (ended, watched) = (sandbox.connection.ended(), Arc::downgrade(&sandbox));
@@ -230,6 +254,28 @@ impl Inner {
             }
         });
         Ok(sandbox)
+    }
+
+    /// Has the sockets of a sandbox served, for as long as the value lives.
+    fn way_out(
+        &self,
+        key: &SandboxKey,
+        spec: &SandboxSpec,
+        sockets: Vec<OwnedFd>,
+    ) -> Result<Option<DropGuard>, SandboxError> {
+        let (Some(uplink), Some(outbound)) = (&self.uplink, &spec.outbound) else {
+            return Ok(None);
+        };
+        let Ok([proxy, catch_all, names]) = <[OwnedFd; 3]>::try_from(sockets) else {
+            // One that was made without a network: it reaches nothing, as it always has.
+            return Ok(None);
+        };
+        let sockets =
+            Sockets { proxy: proxy.into(), catch_all: catch_all.into(), names: names.into() };
+        let over = CancellationToken::new();
+        let served = uplink.serve(key, outbound, sockets, over.clone());
+        served.map_err(|e| SandboxError::io("cannot serve the sandbox's network", e))?;
+        Ok(Some(over.drop_guard()))
     }
 
     /// Ends a sandbox whose hand cannot be trusted any more.
@@ -257,6 +303,9 @@ impl Inner {
     ) -> Result<Arc<LocalSandbox>, SandboxError> {
         key.check()?;
         check_spec(spec)?;
+        if spec.outbound.is_some() && self.options.isolated && self.uplink.is_none() {
+            return Err(SandboxError::Invalid("this provider has no way out".to_owned()));
+        }
         let _turn = self.turn(&key.session).await;
         if let Some(sandbox) = self.known(key, spec.generation) {
             return Ok(sandbox);
@@ -271,11 +320,12 @@ impl Inner {
                 generation: spec.generation,
                 limits: spec.limits,
                 env: spec.env.clone(),
+                network: spec.outbound.is_some(),
                 spares: (!key.session.starts_with(CANARY)).then_some(wanted),
             };
             match launcher.post.ask(ask, ENSURE_TIMEOUT).await {
-                Ok((Answer::Stream { .. }, Some(stream))) => {
-                    match self.adopt(key, spec.generation, spec.epoch, stream).await {
+                Ok((Answer::Stream { .. }, descriptors)) => {
+                    match self.adopt(key, spec, descriptors).await {
                         Ok(sandbox) => return Ok(sandbox),
                         Err(SandboxError::StaleFence) => return Err(SandboxError::StaleFence),
                         Err(error) => last = error,
@@ -300,9 +350,9 @@ impl Inner {
     async fn attach(
         self: &Arc<Self>,
         key: &SandboxKey,
-        generation: u64,
-        epoch: u64,
+        spec: &SandboxSpec,
     ) -> Result<Option<Arc<LocalSandbox>>, SandboxError> {
+        let generation = spec.generation;
         key.check()?;
         let _turn = self.turn(&key.session).await;
         if let Some(sandbox) = self.known(key, generation) {
@@ -312,8 +362,8 @@ impl Inner {
             let launcher = self.launcher().await?;
             let ask = Ask::Attach { key: key.clone(), generation };
             match launcher.post.ask(ask, ENSURE_TIMEOUT).await {
-                Ok((Answer::Stream { .. }, Some(stream))) => {
-                    match self.adopt(key, generation, epoch, stream).await {
+                Ok((Answer::Stream { .. }, descriptors)) => {
+                    match self.adopt(key, spec, descriptors).await {
                         Ok(sandbox) => return Ok(Some(sandbox)),
                         Err(SandboxError::StaleFence) => return Err(SandboxError::StaleFence),
                         Err(error) => tracing::warn!(%key, %error, "a sandbox does not answer"),
@@ -408,7 +458,7 @@ impl Inner {
     }
 }
 
-fn done(answer: Result<(Answer, Option<OwnedFd>), SandboxError>) -> Result<(), SandboxError> {
+fn done(answer: Result<(Answer, Vec<OwnedFd>), SandboxError>) -> Result<(), SandboxError> {
     match answer {
         // A launcher that ended has taken its sandboxes along.
         Ok((Answer::Done {}, _)) | Err(SandboxError::Gone { .. }) => Ok(()),
@@ -464,10 +514,9 @@ impl ComputeProvider for LocalProvider {
     async fn attach(
         &self,
         key: &SandboxKey,
-        generation: u64,
-        epoch: u64,
+        spec: &SandboxSpec,
     ) -> Result<Option<Arc<dyn Sandbox>>, SandboxError> {
-        let attached = self.inner.attach(key, generation, epoch).await?;
+        let attached = self.inner.attach(key, spec).await?;
         Ok(attached.map(|sandbox| sandbox as Arc<dyn Sandbox>))
     }
 

@@ -3,11 +3,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::io;
+use std::net::{TcpListener, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
 pub use vaquero_hand::pack::{Entry, Kind, PART, Page, Piece};
 pub use vaquero_hand::protocol::{Block, Fence, ToolResult};
 
@@ -93,6 +96,40 @@ pub struct SandboxSpec {
     pub limits: Limits,
     /// Variables for the processes in it, on top of `PATH`, `HOME`, `LANG` and `TERM`. Never secrets.
     pub env: BTreeMap<String, String>,
+    /// What it may reach; `None` for nothing but its own loopback.
+    pub outbound: Option<Outbound>,
+}
+
+/// What a sandbox may reach. Decided outside of it, by whoever serves its [`Sockets`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outbound {
+    /// The public internet.
+    Unrestricted,
+    /// Only these hosts; each a name, an address, or `*.` and a domain.
+    Limited(Vec<String>),
+}
+
+/// The sockets inside a sandbox at which everything it sends ends: whoever holds them is its network.
+#[derive(Debug)]
+pub struct Sockets {
+    /// Clients here know that they speak to an HTTP proxy.
+    pub proxy: TcpListener,
+    /// Connections to any address; the kernel knows which (`SO_ORIGINAL_DST`).
+    pub catch_all: TcpListener,
+    /// Questions to any name server.
+    pub names: UdpSocket,
+}
+
+/// Serves the sockets of sandboxes.
+pub trait Uplink: Send + Sync + fmt::Debug {
+    /// Answers on the sockets of a sandbox until it is `over`.
+    fn serve(
+        &self,
+        key: &SandboxKey,
+        outbound: &Outbound,
+        sockets: Sockets,
+        over: CancellationToken,
+    ) -> io::Result<()>;
 }
 
 /// What became of a call.
@@ -139,6 +176,8 @@ pub enum LimitsState {
 pub enum Networking {
     /// Its own loopback and nothing else.
     None,
+    /// What the policy of its session allows, and only through its [`Uplink`].
+    Controlled,
     /// Whatever the host reaches: only without isolation.
     Host,
 }
@@ -170,12 +209,11 @@ pub trait ComputeProvider: Send + Sync {
         spec: &SandboxSpec,
     ) -> Result<Arc<dyn Sandbox>, SandboxError>;
 
-    /// The sandbox of that key if exactly that generation still lives; `None` means it is gone for good.
+    /// The sandbox of that key if exactly the generation of `spec` still lives; `None` means it is gone for good. What it may reach is from now on what `spec` says.
     async fn attach(
         &self,
         key: &SandboxKey,
-        generation: u64,
-        epoch: u64,
+        spec: &SandboxSpec,
     ) -> Result<Option<Arc<dyn Sandbox>>, SandboxError>;
 
     /// Ends the sandbox with everything that runs in it. Its workspace stays. Returns when it is gone.

@@ -27,7 +27,7 @@ fn config(dir: &Path) -> LocalConfig {
 }
 
 async fn attack(config: LocalConfig) {
-    let provider = LocalProvider::start(config).await.unwrap();
+    let provider = LocalProvider::start(config, None).await.unwrap();
     let verdicts = attacks::run_all(&provider).await;
     provider.shutdown(false).await;
     assert!(verdicts.len() > 40);
@@ -87,7 +87,7 @@ async fn as_an_ordinary_user() {
     assert!(!rustix::process::geteuid().is_root());
     let mut strict = config(&dir);
     strict.limits_mode = LimitsMode::Enforced;
-    match LocalProvider::start(strict).await {
+    match LocalProvider::start(strict, None).await {
         Err(SandboxError::Unavailable { fix, .. }) => {
             assert!(fix.contains("--sandbox-limits=degraded"), "{fix}");
         }
@@ -117,7 +117,8 @@ async fn where_user_namespaces_are_off() {
     config.limits_mode = LimitsMode::Degraded;
     let report = vaquero_sandbox::probe(&config.launcher_exe).await.unwrap();
     assert_eq!(report.walls[0].state, vaquero_sandbox::WallState::Missing);
-    let Err(SandboxError::Unavailable { what, fix }) = LocalProvider::start(config).await else {
+    let Err(SandboxError::Unavailable { what, fix }) = LocalProvider::start(config, None).await
+    else {
         panic!("it started without walls");
     };
     assert!(what.contains("user.max_user_namespaces=0"), "{what}");

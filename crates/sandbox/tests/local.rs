@@ -27,7 +27,7 @@ fn config(dir: &Path) -> LocalConfig {
 }
 
 async fn start(dir: &Path) -> LocalProvider {
-    LocalProvider::start(config(dir)).await.unwrap()
+    LocalProvider::start(config(dir), None).await.unwrap()
 }
 
 fn key(session: &str) -> SandboxKey {
@@ -35,7 +35,13 @@ fn key(session: &str) -> SandboxKey {
 }
 
 fn spec(generation: u64) -> SandboxSpec {
-    SandboxSpec { generation, epoch: 1, limits: Limits::default(), env: BTreeMap::new() }
+    SandboxSpec {
+        generation,
+        epoch: 1,
+        limits: Limits::default(),
+        env: BTreeMap::new(),
+        outbound: None,
+    }
 }
 
 fn fence(generation: u64) -> Fence {
@@ -137,9 +143,23 @@ async fn a_command_survives_its_server_and_its_result_is_collected_once() {
     first.join().unwrap();
 
     let provider = start(dir.path()).await;
-    assert!(provider.attach(&key("s"), 2, 2).await.unwrap().is_none(), "another generation");
-    assert!(provider.attach(&key("other"), 3, 2).await.unwrap().is_none(), "another session");
-    let sandbox = provider.attach(&key("s"), 3, 2).await.unwrap().expect("it lives");
+    assert!(
+        provider.attach(&key("s"), &SandboxSpec { epoch: 2, ..spec(2) }).await.unwrap().is_none(),
+        "another generation"
+    );
+    assert!(
+        provider
+            .attach(&key("other"), &SandboxSpec { epoch: 2, ..spec(3) })
+            .await
+            .unwrap()
+            .is_none(),
+        "another session"
+    );
+    let sandbox = provider
+        .attach(&key("s"), &SandboxSpec { epoch: 2, ..spec(3) })
+        .await
+        .unwrap()
+        .expect("it lives");
     let fence = Fence { epoch: 2, generation: 3 };
     assert_eq!(sandbox.status("long", fence).await.unwrap(), CallState::Running);
     assert!(matches!(sandbox.status("never", fence).await.unwrap(), CallState::Unknown));
@@ -187,7 +207,7 @@ async fn without_its_launcher_a_sandbox_is_gone_and_its_files_are_not() {
     assert!(matches!(asking.join_next().await.unwrap().unwrap(), Err(SandboxError::Gone { .. })));
     until("everything in it died", async || !runs(&word)).await;
     assert!(matches!(sh(&*sandbox, "c", "true").await, Err(SandboxError::Gone { .. })));
-    assert!(provider.attach(&key("s"), 1, 1).await.unwrap().is_none());
+    assert!(provider.attach(&key("s"), &spec(1)).await.unwrap().is_none());
     let fresh = provider.ensure(&key("s"), &spec(2)).await.unwrap();
     assert_eq!(sh(&*fresh, "d", "cat /workspace/file ~/file").await.unwrap(), "kept\nkept");
     assert!(matches!(fresh.status("b", fence(2)).await.unwrap(), CallState::Unknown));
@@ -215,8 +235,8 @@ async fn generations_only_go_forward() {
     assert_eq!(sh(&*second, "e", "cat /workspace/kept").await.unwrap(), "here");
     assert_eq!(sh(&*next, "f", "echo both").await.unwrap(), "both");
     provider.stop(&key("s")).await.unwrap();
-    assert!(provider.attach(&key("s"), 6, 1).await.unwrap().is_none());
-    assert!(provider.attach(&named, 1, 1).await.unwrap().is_some());
+    assert!(provider.attach(&key("s"), &spec(6)).await.unwrap().is_none());
+    assert!(provider.attach(&named, &spec(1)).await.unwrap().is_some());
     provider.shutdown(false).await;
 }
 
@@ -225,12 +245,12 @@ async fn an_idle_sandbox_stops_and_a_busy_one_does_not() {
     let dir = tempfile::tempdir().unwrap();
     let mut config = config(dir.path());
     config.idle_stop = Duration::from_millis(400);
-    let provider = LocalProvider::start(config).await.unwrap();
+    let provider = LocalProvider::start(config, None).await.unwrap();
     let idle = provider.ensure(&key("idle"), &spec(1)).await.unwrap();
     sh(&*idle, "a", "echo kept > /workspace/file").await.unwrap();
     let busy = provider.ensure(&key("busy"), &spec(1)).await.unwrap();
     assert_eq!(sh(&*busy, "a", "sleep 2; echo through").await.unwrap(), "through");
-    until("it stopped", async || provider.attach(&key("idle"), 1, 1).await.unwrap().is_none())
+    until("it stopped", async || provider.attach(&key("idle"), &spec(1)).await.unwrap().is_none())
         .await;
     let back = provider.ensure(&key("idle"), &spec(2)).await.unwrap();
     assert_eq!(sh(&*back, "b", "cat /workspace/file").await.unwrap(), "kept");
@@ -259,7 +279,7 @@ async fn destroying_a_session_leaves_no_trace() {
     assert_eq!(fs::read_dir(dir.path().join("trash")).unwrap().count(), 0);
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
     assert!(!mounts.contains(&dir.path().display().to_string()));
-    assert!(provider.attach(&key(&session), 1, 1).await.unwrap().is_none());
+    assert!(provider.attach(&key(&session), &spec(1)).await.unwrap().is_none());
     provider.destroy(&session).await.unwrap();
     // What has files but no sandbox is listed as well.
     provider.ensure(&key("stopped"), &spec(1)).await.unwrap();
@@ -282,7 +302,7 @@ async fn a_launcher_lingers_for_as_long_as_it_is_told() {
     let dir = tempfile::tempdir().unwrap();
     let mut config = config(dir.path());
     config.linger = Duration::from_millis(300);
-    let provider = LocalProvider::start(config).await.unwrap();
+    let provider = LocalProvider::start(config, None).await.unwrap();
     let sandbox = provider.ensure(&key("s"), &spec(1)).await.unwrap();
     let word = format!("76543{}", std::process::id());
     sh(&*sandbox, "a", &format!("(setsid sleep {word} &)")).await.unwrap();
@@ -308,7 +328,7 @@ async fn a_hand_that_lies_is_cut_off() {
         let error = sh(&*sandbox, "a", "true").await.unwrap_err();
         assert!(matches!(error, SandboxError::Protocol(_)), "{way}: {error}");
         until("it was ended", async || {
-            provider.attach(&key, generation, 1).await.unwrap().is_none()
+            provider.attach(&key, &spec(generation)).await.unwrap().is_none()
         })
         .await;
     }
@@ -413,7 +433,7 @@ async fn a_spare_that_nobody_wants_is_ended() {
     let dir = tempfile::tempdir().unwrap();
     let idle_stop = Duration::from_secs(2);
     let provider =
-        LocalProvider::start(LocalConfig { idle_stop, ..config(dir.path()) }).await.unwrap();
+        LocalProvider::start(LocalConfig { idle_stop, ..config(dir.path()) }, None).await.unwrap();
     provider.ensure(&key("sesn_one"), &spec(1)).await.unwrap();
     until("a spare", async || spares(dir.path()).len() == 1).await;
     until("no spare", async || spares(dir.path()).is_empty()).await;
@@ -431,7 +451,7 @@ async fn spares_of_a_launcher_that_was_killed_are_removed_by_the_next() {
     kill(launcher_pid(dir.path()));
     provider.shutdown(false).await;
     let none = LocalConfig { spares: 0, ..config(dir.path()) };
-    let provider = LocalProvider::start(none).await.unwrap();
+    let provider = LocalProvider::start(none, None).await.unwrap();
     assert!(spares(dir.path()).is_empty());
     provider.ensure(&key("sesn_second"), &spec(1)).await.unwrap();
     provider.destroy("sesn_second").await.unwrap();

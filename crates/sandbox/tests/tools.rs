@@ -31,12 +31,13 @@ impl Bench {
         if !rustix::process::geteuid().is_root() {
             config.limits_mode = LimitsMode::Degraded;
         }
-        let provider = LocalProvider::start(config).await.unwrap();
+        let provider = LocalProvider::start(config, None).await.unwrap();
         let spec = SandboxSpec {
             generation: 1,
             epoch: 1,
             limits: Limits::default(),
             env: BTreeMap::new(),
+            outbound: None,
         };
         let sandbox = provider.ensure(&SandboxKey::default_of("sesn_tools"), &spec).await.unwrap();
         Self { sandbox, provider, calls: AtomicU32::new(0), dir }

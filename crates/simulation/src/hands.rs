@@ -97,14 +97,13 @@ impl ComputeProvider for Hands {
     async fn attach(
         &self,
         key: &SandboxKey,
-        generation: u64,
-        _epoch: u64,
+        spec: &SandboxSpec,
     ) -> Result<Option<Arc<dyn Sandbox>>, SandboxError> {
         self.wire.moves().await;
         let found = lock(&self.machine.0).get(&key.session).cloned();
-        let found = found.filter(|found| found.generation == generation);
+        let found = found.filter(|found| found.generation == spec.generation);
         if found.is_none() && self.wire.shared.sabotage == Sabotage::ToolTwice {
-            return Ok(Some(self.held(self.fresh(key, generation))));
+            return Ok(Some(self.held(self.fresh(key, spec.generation))));
         }
         Ok(found.map(|found| self.held(found)))
     }

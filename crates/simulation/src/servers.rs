@@ -96,6 +96,7 @@ impl Server {
                 machine: Arc::clone(&self.machine),
             }),
             checkpoints: None,
+            registries: vaquero_worker::no_registries(),
             limits: vaquero_sandbox::Limits::default(),
             clock,
             ids,

@@ -8,10 +8,11 @@ use figment::{
     Figment,
     providers::{Format, Serialized, Toml},
 };
+use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 use sources::{FromFlags, FromVariable, describe, place};
 use std::{
-    net::{SocketAddr, ToSocketAddrs},
+    net::{IpAddr, SocketAddr, ToSocketAddrs},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -167,10 +168,14 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "NAME")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) node: Option<String>,
-    /// For a later release: private networks that sandboxes may reach.
+    /// Private networks that sandboxes may reach, such as `10.1.0.0/16,192.168.7.9` [default: none].
     #[arg(long, value_name = "CIDR,…")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) egress_allow_private: Option<String>,
+    /// Hosts that `allow_package_managers` allows [default: those that this machine's package managers are set up for].
+    #[arg(long, value_name = "HOST,…")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) package_registries: Option<String>,
 }
 
 /// Which provider makes sandboxes.
@@ -255,6 +260,7 @@ pub(crate) struct Config {
     pub(crate) role: Role,
     pub(crate) node: Option<String>,
     pub(crate) egress_allow_private: Option<String>,
+    pub(crate) package_registries: Option<String>,
 }
 
 impl std::fmt::Debug for Config {
@@ -306,6 +312,7 @@ impl Default for Config {
             role: Role::All,
             node: None,
             egress_allow_private: None,
+            package_registries: None,
         }
     }
 }
@@ -338,10 +345,18 @@ impl Config {
 
     fn checked(mut self, figment: &Figment) -> anyhow::Result<Self> {
         let source = |name: &str| figment.find_metadata(name).map(place).unwrap_or_default();
-        if self.egress_allow_private.is_some() {
+        if let Some(ranges) = &self.egress_allow_private
+            && let Err(wrong) = networks(ranges)
+        {
+            let source = source("egress_allow_private");
             bail!(
-                "--egress-allow-private is for a later release of Vaquero; this one does not have it yet. Leave it out"
+                "egress_allow_private: `{wrong}` is no network; write CIDR, such as 10.1.0.0/16, with commas between several — from {source}"
             );
+        }
+        if let Some(hosts) = &self.package_registries
+            && let Err(wrong) = crate::registries::check(hosts)
+        {
+            bail!("package_registries: {wrong} — from {}", source("package_registries"));
         }
         if self.role != Role::All && self.database_url.is_none() {
             bail!(
@@ -401,6 +416,14 @@ impl Config {
         }
     }
 
+    /// Private networks that sandboxes may reach.
+    pub(crate) fn egress_allow_private(&self) -> Vec<IpNet> {
+        self.egress_allow_private
+            .as_deref()
+            .and_then(|text| networks(text).ok())
+            .unwrap_or_default()
+    }
+
     /// How long sessions are kept.
     pub(crate) fn retention(&self) -> Retention {
         let days = |days: u64| Duration::from_secs(days.saturating_mul(24 * 3600));
@@ -422,6 +445,16 @@ impl Config {
             ..Limits::default()
         }
     }
+}
+
+/// Networks with commas between them; an address alone is a network of its own. Which one is wrong.
+fn networks(text: &str) -> Result<Vec<IpNet>, String> {
+    let one = |text: &str| {
+        let text = text.trim();
+        let address = || text.parse::<IpAddr>().ok().map(IpNet::from);
+        text.parse().ok().or_else(address).ok_or_else(|| text.to_owned())
+    };
+    text.split(',').map(one).collect()
 }
 
 fn is_name(name: &str) -> bool {

@@ -5,8 +5,10 @@ mod commands;
 mod config;
 mod listen;
 mod operate;
+mod registries;
 mod server;
 mod stores;
+mod uplink;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;

@@ -5,7 +5,9 @@ use crate::{
     config::{Config, LimitsChoice, Role, SandboxChoice},
     listen,
     operate::Operator,
+    registries::registries,
     stores::Opened,
+    uplink::Egress,
 };
 use anyhow::Context;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
@@ -83,7 +85,9 @@ async fn compute(config: &Config) -> anyhow::Result<Arc<dyn ComputeProvider>> {
         LimitsChoice::Degraded => LimitsMode::Degraded,
     };
     match config.sandbox {
-        SandboxChoice::Local => Ok(Arc::new(LocalProvider::start(local).await?)),
+        SandboxChoice::Local => {
+            Ok(Arc::new(LocalProvider::start(local, Some(Arc::new(Egress::new(config)))).await?))
+        }
         SandboxChoice::UnsafeHost => {
             tracing::warn!(
                 "--sandbox=unsafe-host: THE MODEL'S COMMANDS RUN ON THIS HOST WITH THE SERVER'S RIGHTS. Nothing isolates them."
@@ -163,6 +167,7 @@ impl Server {
                 compute: Arc::clone(compute),
                 checkpoints: Some(Arc::new(checkpoints)),
                 limits: config.sandbox_limits(),
+                registries: registries(config),
                 clock,
                 ids,
             };

@@ -197,10 +197,9 @@ impl ComputeProvider for Doubled<LocalProvider> {
     async fn attach(
         &self,
         key: &SandboxKey,
-        generation: u64,
-        epoch: u64,
+        spec: &SandboxSpec,
     ) -> Result<Option<Arc<dyn Sandbox>>, SandboxError> {
-        let found = self.0.attach(key, generation, epoch).await?;
+        let found = self.0.attach(key, spec).await?;
         Ok(found.map(|sandbox| Arc::new(Doubled(sandbox)) as Arc<dyn Sandbox>))
     }
 
@@ -305,7 +304,7 @@ async fn every_step_performed_twice_is_performed_once() -> anyhow::Result<()> {
     let mut local = LocalConfig::new(data.path());
     local.launcher_exe = PathBuf::from(env!("CARGO_BIN_EXE_vaquero"));
     local.limits_mode = LimitsMode::Degraded;
-    let compute = Arc::new(Doubled(LocalProvider::start(local).await?));
+    let compute = Arc::new(Doubled(LocalProvider::start(local, None).await?));
     let store = Arc::new(MemoryStore::new());
     let (clock, ids) = (Arc::new(SystemClock), Arc::new(RandomIds));
     keys::accept(store.as_ref(), clock.as_ref(), ids.as_ref(), KEY).await?;
@@ -324,6 +323,7 @@ async fn every_step_performed_twice_is_performed_once() -> anyhow::Result<()> {
         models: Arc::clone(&models) as _,
         compute: Arc::clone(&compute) as _,
         checkpoints: None,
+        registries: vaquero_worker::no_registries(),
         limits: vaquero_sandbox::Limits::default(),
         clock: Arc::clone(&clock) as _,
         ids: Arc::clone(&ids) as _,

@@ -3,6 +3,7 @@
 use crate::{
     World,
     checkpoint::{Dirty, Restore},
+    outbound::Origin,
 };
 use serde_json::{Value, json};
 use std::{
@@ -20,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use vaquero_core::turn::Input;
 use vaquero_sandbox::{Block, Fence, Sandbox, SandboxError, SandboxKey, SandboxSpec, ToolResult};
 use vaquero_store::Lease;
-use vaquero_types::{EventId, SessionId, WorkspaceId};
+use vaquero_types::{EventId, SessionId};
 
 /// What a task of a turn reports.
 pub(crate) enum Happened {
@@ -64,7 +65,7 @@ struct Running {
 
 pub(crate) struct Hands {
     world: World,
-    workspace: WorkspaceId,
+    origin: Origin,
     key: SandboxKey,
     epoch: u64,
     state: State,
@@ -88,11 +89,16 @@ const GONE: &str = "The sandbox ended while this call was running (it may have r
 everything else outside it are gone. The next call gets a fresh sandbox.";
 
 impl Hands {
-    pub(crate) fn new(world: World, lease: &Lease, report: UnboundedSender<Happened>) -> Self {
+    pub(crate) fn new(
+        world: World,
+        lease: &Lease,
+        origin: Origin,
+        report: UnboundedSender<Happened>,
+    ) -> Self {
         let epoch = lease.epoch;
         Self {
             world,
-            workspace: lease.workspace.clone(),
+            origin,
             key: SandboxKey::default_of(lease.session.as_str()),
             epoch,
             state: State::Untried,
@@ -123,16 +129,28 @@ impl Hands {
             State::Untried if generation == 0 => self.need_generation(),
             State::Untried => {
                 self.state = State::Trying;
-                let (world, key, epoch) = (self.world.clone(), self.key.clone(), self.epoch);
-                let (report, workspace) = (self.report.clone(), self.workspace.clone());
+                let (world, key, spec) =
+                    (self.world.clone(), self.key.clone(), self.spec(generation));
+                let (report, origin) = (self.report.clone(), self.origin.clone());
                 tasks.spawn(async move {
-                    let found = attach(&world, &workspace, &key, generation, epoch).await;
+                    let found = attach(&world, &origin, &key, spec).await;
                     drop(report.send(Happened::Attached(found)));
                 });
             }
             State::Trying | State::NeedsGeneration => {}
         }
         self.waiting.push(wanted);
+    }
+
+    /// A sandbox of this session; what it may reach is still to be found out.
+    fn spec(&self, generation: u64) -> SandboxSpec {
+        SandboxSpec {
+            generation,
+            epoch: self.epoch,
+            limits: self.world.limits,
+            env: BTreeMap::new(),
+            outbound: None,
+        }
     }
 
     fn need_generation(&mut self) {
@@ -151,16 +169,11 @@ impl Hands {
             return;
         }
         self.state = State::Trying;
-        let spec = SandboxSpec {
-            generation,
-            epoch: self.epoch,
-            limits: self.world.limits,
-            env: BTreeMap::new(),
-        };
+        let spec = self.spec(generation);
         let (world, key, report) = (self.world.clone(), self.key.clone(), self.report.clone());
-        let workspace = self.workspace.clone();
+        let origin = self.origin.clone();
         tasks.spawn(async move {
-            let made = make(&world, &workspace, &key, &spec, restore).await;
+            let made = make(&world, &origin, &key, spec, restore).await;
             drop(report.send(Happened::Made(made)));
         });
     }
@@ -308,7 +321,7 @@ impl Hands {
         if let Some(Running { sandbox, tool, .. }) = self.running.remove(call) {
             if let Some(checkpoints) = &self.world.checkpoints {
                 let dirty = Dirty {
-                    workspace: self.workspace.clone(),
+                    workspace: self.origin.workspace.clone(),
                     sandbox: Arc::clone(&sandbox),
                     epoch: self.epoch,
                     covers: call.clone(),
@@ -328,15 +341,15 @@ impl Hands {
 /// The sandbox of a generation, if it lives here and its workspace is whole.
 async fn attach(
     world: &World,
-    workspace: &WorkspaceId,
+    origin: &Origin,
     key: &SandboxKey,
-    generation: u64,
-    epoch: u64,
+    mut spec: SandboxSpec,
 ) -> Result<Option<Arc<dyn Sandbox>>, SandboxError> {
-    let found = world.compute.attach(key, generation, epoch).await?;
+    spec.outbound = origin.outbound(world).await?;
+    let found = world.compute.attach(key, &spec).await?;
     let (Some(_), Some(checkpoints)) = (&found, &world.checkpoints) else { return Ok(found) };
     let session = SessionId::from_wire(key.session.clone());
-    match checkpoints.is_whole(workspace, &session).await {
+    match checkpoints.is_whole(&origin.workspace, &session).await {
         Ok(whole) => Ok(found.filter(|_| whole)),
         Err(error) => Err(unusable("its workspace cannot be checked", &error)),
     }
@@ -345,20 +358,21 @@ async fn attach(
 /// A fresh sandbox, with the workspace brought here if it is not.
 async fn make(
     world: &World,
-    workspace: &WorkspaceId,
+    origin: &Origin,
     key: &SandboxKey,
-    spec: &SandboxSpec,
+    mut spec: SandboxSpec,
     restore: Option<Restore>,
 ) -> Result<(Arc<dyn Sandbox>, Option<String>), SandboxError> {
+    spec.outbound = origin.outbound(world).await?;
     let (Some(restore), Some(checkpoints)) = (restore, &world.checkpoints) else {
-        return Ok((world.compute.ensure(key, spec).await?, None));
+        return Ok((world.compute.ensure(key, &spec).await?, None));
     };
     // What is here is of an older generation, or only a part.
     world.compute.destroy(&key.session).await?;
-    let sandbox = world.compute.ensure(key, spec).await?;
+    let sandbox = world.compute.ensure(key, &spec).await?;
     let session = SessionId::from_wire(key.session.clone());
     let fence = Fence { epoch: spec.epoch, generation: spec.generation };
-    match checkpoints.restore(workspace, &session, restore, sandbox.as_ref(), fence).await {
+    match checkpoints.restore(&origin.workspace, &session, restore, sandbox.as_ref(), fence).await {
         Ok(notice) => Ok((sandbox, Some(notice))),
         Err(error) => {
             world.compute.destroy(&key.session).await?;

@@ -5,6 +5,7 @@ mod checkpoint;
 pub mod crash;
 mod hands;
 mod kept;
+mod outbound;
 mod reap;
 mod retention;
 mod run;
@@ -14,11 +15,21 @@ pub use checkpoint::Checkpoints;
 pub use retention::Retention;
 pub use run::{Config, Worker};
 
+use futures::future::{BoxFuture, Shared};
 use std::sync::Arc;
 use vaquero_model::ModelProvider;
 use vaquero_sandbox::{ComputeProvider, Limits};
 use vaquero_store::{Live, SharedStore};
 use vaquero_types::{Clock, IdGen};
+
+/// Hosts of package registries, found out when they are first asked for.
+pub type Registries = Shared<BoxFuture<'static, Arc<[String]>>>;
+
+/// No registries.
+pub fn no_registries() -> Registries {
+    use futures::FutureExt as _;
+    futures::future::ready(Arc::from([])).boxed().shared()
+}
 
 /// What a brain works with.
 #[derive(Clone)]
@@ -35,6 +46,8 @@ pub struct World {
     pub checkpoints: Option<Arc<Checkpoints>>,
     /// What each sandbox may use.
     pub limits: Limits,
+    /// Hosts of package registries, which environments can allow together.
+    pub registries: Registries,
     /// The time.
     pub clock: Arc<dyn Clock>,
     /// New ids.

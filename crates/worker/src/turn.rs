@@ -7,6 +7,7 @@ use crate::{
     crash,
     hands::{Hands, Happened, Wanted},
     kept::{Folded, Kept},
+    outbound::{Origin, mcp_hosts},
     run::Config,
 };
 use std::{collections::VecDeque, time::Duration};
@@ -169,7 +170,12 @@ impl Turn {
             activity: row.activity,
         };
         let (report, inbox) = unbounded_channel();
-        let hands = Hands::new(self.world.clone(), &self.lease, report.clone());
+        let origin = Origin {
+            workspace: self.lease.workspace.clone(),
+            environment: row.environment,
+            mcp_hosts: mcp_hosts(&facts.agent),
+        };
+        let hands = Hands::new(self.world.clone(), &self.lease, origin, report.clone());
         Ok(Run {
             machine: Machine::new(state, facts, self.config.limits.clone()),
             hands,

@@ -17,7 +17,7 @@ use vaquero_store::{Expect, SessionRow, Write};
 use vaquero_types::{
     AgentId, ApiError, EnvironmentId, Fields, Invalid, Patch, SessionId, ThreadId, WorkspaceId,
     agent::{self, SessionAgent},
-    environment::{Config, Environment, Networking},
+    environment::{Config, Environment},
     event::ClientEvent,
     gate::Gate,
     session::{SessionBody, Status, TITLE_MAX},
@@ -158,9 +158,6 @@ fn check_environment(environment: &Environment) -> Result<()> {
     match &environment.config {
         Config::SelfHosted => refuse(format!(
             "environment_id: environment `{id}` is self_hosted, and the work queue for self-hosted workers is not available on this server yet"
-        )),
-        Config::Cloud { networking: Networking::Limited { .. }, .. } => refuse(format!(
-            "environment_id: environment `{id}` asks for `limited` networking, which is not available on this server yet"
         )),
         Config::Cloud { packages, .. } if !packages.is_empty() => refuse(format!(
             "environment_id: environment `{id}` asks for packages, which are not available on this server yet"

@@ -257,7 +257,7 @@ async fn crowd(arena: &Arena<'_>) -> Result<(), String> {
         destroyed.map_err(|e| e.to_string())?;
     }
     for key in &sessions {
-        let left = arena.provider.attach(key, 1, 1).await.map_err(|e| e.to_string())?;
+        let left = arena.provider.attach(key, &Arena::spec()).await.map_err(|e| e.to_string())?;
         check(left.is_none(), || format!("{key} is still there"))?;
     }
     let enforced = matches!(arena.provider.capabilities().limits, LimitsState::Enforced(_));

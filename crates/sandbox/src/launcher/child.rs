@@ -11,6 +11,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::process::Signal;
 
 use super::lockdown;
+use super::network;
 use super::rootfs::{self, RootPlan, Step};
 use super::seccomp::Program;
 use super::sys;
@@ -26,6 +27,8 @@ pub(crate) enum Walls {
         root: Box<RootPlan>,
         /// As root: the child has ids of its own, and takes id 0 of them.
         own_ids: bool,
+        /// Where the sockets of its way out go, if it has one.
+        sockets: Option<OwnedFd>,
     },
     /// None: the host itself, in the session's workspace.
     UnsafeHost { workspace: CString },
@@ -79,12 +82,16 @@ fn become_hand(plan: &mut Plan<'_>) -> Result<Infallible, Step> {
         std::mem::replace(&mut plan.walls, Walls::UnsafeHost { workspace: CString::default() });
     let isolated = matches!(walls, Walls::Isolated { .. });
     match walls {
-        Walls::Isolated { root, own_ids } => {
+        Walls::Isolated { root, own_ids, sockets } => {
             if own_ids {
                 take_ids()?;
             }
             at("set the host name", rustix::system::sethostname(b"sandbox"))?;
             at("bring loopback up", sys::loopback_up())?;
+            if let Some(launcher) = sockets {
+                let made = network::open()?;
+                at("hand the sockets over", network::hand_over(&launcher, &made))?;
+            }
             rootfs::enter(*root)?;
             at("enter a cgroup namespace", enter_cgroup_namespace())?;
         }

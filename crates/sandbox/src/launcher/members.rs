@@ -19,6 +19,7 @@ use rustix::process::{
 
 use super::cgroup::Group;
 use super::child::{self, CONTROL_FD, Plan, Walls};
+use super::network::{PROXY_PORT, SOCKETS};
 use super::rootfs::{RootPlan, SESSION_DIRS, c_path};
 use super::start::Ready;
 use super::sys::{self, Cloned};
@@ -38,6 +39,8 @@ pub(crate) struct Order<'a> {
     pub(crate) generation: u64,
     pub(crate) limits: Limits,
     pub(crate) env: &'a BTreeMap<String, String>,
+    /// Whether it gets a way out.
+    pub(crate) network: bool,
     /// The session's directory, which exists with all its parts.
     pub(crate) session: PathBuf,
     /// First host id of its range; `None` with a single id.
@@ -52,6 +55,9 @@ pub(crate) struct Member {
     pub(crate) pidfd: OwnedFd,
     pid: libc::pid_t,
     control: OwnedFd,
+    /// Where its child sends the sockets of its way out while it starts.
+    coming: Option<OwnedFd>,
+    sockets: Vec<OwnedFd>,
     group: Group,
     isolated: bool,
     /// Until it has become PID 1: where it would say what failed, and when to give up.
@@ -116,8 +122,17 @@ impl Member {
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
                 .map_err(|e| probe::explain("make a socket", &e.into()))?;
         let ((go, go_write), (starting, failure)) = (pipe()?, pipe()?);
+        let (coming, sockets) = if order.network && order.isolated {
+            let pair =
+                socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
+            let (ours, theirs) = pair.map_err(|e| probe::explain("make a socket", &e.into()))?;
+            (Some(ours), Some(theirs))
+        } else {
+            (None, None)
+        };
         let plan = Plan {
-            walls: walls(order, ready).map_err(failed("open the session's directories"))?,
+            walls: walls(order, ready, sockets)
+                .map_err(failed("open the session's directories"))?,
             limits: order.limits,
             degraded: ready.cgroups.is_none(),
             filter: &ready.filter,
@@ -147,6 +162,8 @@ impl Member {
             pidfd,
             pid,
             control,
+            coming,
+            sockets: Vec::new(),
             group: Group::default(),
             isolated: order.isolated,
             starting: Some((File::from(starting), now() + START_TIMEOUT)),
@@ -181,18 +198,35 @@ impl Member {
         };
         self.starting = None;
         if count == 0 {
-            return Some(Ok(()));
+            return Some(self.take_sockets());
         }
         let said = String::from_utf8_lossy(&text[..count]).trim().to_owned();
         let (errno, step) = said.split_once(' ').unwrap_or(("0", &said));
         Some(Err(probe::explain_step(step, errno.parse().unwrap_or(0))))
     }
 
+    fn take_sockets(&mut self) -> Result<(), Trouble> {
+        let Some(coming) = self.coming.take() else { return Ok(()) };
+        match super::wire::receive_bytes(&coming, &mut Vec::new()) {
+            Ok((_, sockets)) if sockets.len() == SOCKETS => {
+                self.sockets = sockets;
+                Ok(())
+            }
+            Ok(_) => Err(probe::explain_step("hear of the sandbox's sockets", 0)),
+            Err(error) => Err(probe::explain("hear of the sandbox's sockets", &error)),
+        }
+    }
+
+    /// The sockets of its way out; none if it has none.
+    pub(crate) fn sockets(&self) -> io::Result<Vec<OwnedFd>> {
+        self.sockets.iter().map(OwnedFd::try_clone).collect()
+    }
+
     /// Makes a fresh stream to PID 1 and returns the server's end.
     pub(crate) fn connect(&self) -> io::Result<OwnedFd> {
         let (ours, theirs) =
             socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
-        super::wire::send_bytes(&self.control, b"c", Some(theirs.as_fd()))?;
+        super::wire::send_bytes(&self.control, b"c", &[theirs.as_fd()])?;
         Ok(ours)
     }
 
@@ -240,7 +274,7 @@ impl Dying {
     }
 }
 
-fn walls(order: &Order<'_>, ready: &Ready) -> io::Result<Walls> {
+fn walls(order: &Order<'_>, ready: &Ready, sockets: Option<OwnedFd>) -> io::Result<Walls> {
     if !order.isolated {
         return Ok(Walls::UnsafeHost { workspace: c_path(&order.session.join("workspace"))? });
     }
@@ -248,7 +282,7 @@ fn walls(order: &Order<'_>, ready: &Ready) -> io::Result<Walls> {
     let trees = IdMapping::detect() == IdMapping::Ranges;
     let pid_max = ready.cgroups.is_none();
     let root = RootPlan::new(&ready.skeleton, &order.session, trees, order.limits, pid_max)?;
-    Ok(Walls::Isolated { root: Box::new(root), own_ids: order.base.is_some() })
+    Ok(Walls::Isolated { root: Box::new(root), own_ids: order.base.is_some(), sockets })
 }
 
 fn arguments(order: &Order<'_>) -> io::Result<Vec<CString>> {
@@ -266,6 +300,15 @@ fn environment(order: &Order<'_>) -> io::Result<Vec<CString>> {
     };
     let fixed = [("PATH", SEARCH_PATH), ("HOME", &home), ("LANG", "C.UTF-8"), ("TERM", "dumb")];
     let mut all: BTreeMap<&str, &str> = fixed.into();
+    let proxy = format!("http://127.0.0.1:{PROXY_PORT}");
+    if order.network && order.isolated {
+        for name in ["HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"] {
+            all.insert(name, &proxy);
+        }
+        for name in ["NO_PROXY", "no_proxy"] {
+            all.insert(name, "localhost,127.0.0.1,::1");
+        }
+    }
     all.extend(order.env.iter().map(|(name, value)| (name.as_str(), value.as_str())));
     all.iter().map(|(name, value)| Ok(CString::new(format!("{name}={value}"))?)).collect()
 }

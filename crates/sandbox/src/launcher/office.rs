@@ -111,7 +111,7 @@ impl Office {
                     self.connections.iter().find(|c| c.number == waiting.connection)
             {
                 let reply = Reply { id: waiting.question.id, answer: Answer::Done {} };
-                drop(wire::send(&connection.socket, &reply, None));
+                drop(wire::send(&connection.socket, &reply, &[]));
             }
         }
         log("ended");
@@ -230,8 +230,10 @@ impl Office {
                 self.connections[index].greeted = true;
                 self.options.linger = Duration::from_millis(*linger_ms);
             }
-            Ask::Create { limits, env, spares: Some(wanted), .. } if self.options.isolated => {
-                let kind = Kind { limits: *limits, env: env.clone() };
+            Ask::Create { limits, env, network, spares: Some(wanted), .. }
+                if self.options.isolated =>
+            {
+                let kind = Kind { limits: *limits, env: env.clone(), network: *network };
                 if !self.spares.want(*wanted, kind) {
                     self.kill(is_spare);
                 }
@@ -252,16 +254,16 @@ impl Office {
         match self.decide(&question, begun) {
             Verdict::Later => self.waiting.push(Waiting { connection, question, begun }),
             Verdict::Begun => self.waiting.push(Waiting { connection, question, begun: true }),
-            Verdict::Now(answer, stream) => self.reply(connection, id, answer, stream.as_ref()),
+            Verdict::Now(answer, descriptors) => self.reply(connection, id, answer, &descriptors),
         }
     }
 
-    fn reply(&mut self, number: u64, id: u64, answer: Answer, stream: Option<&OwnedFd>) {
+    fn reply(&mut self, number: u64, id: u64, answer: Answer, descriptors: &[OwnedFd]) {
         let Some(connection) = self.connections.iter_mut().find(|c| c.number == number) else {
             return;
         };
-        let stream = stream.map(AsFd::as_fd);
-        if let Err(error) = wire::send(&connection.socket, &Reply { id, answer }, stream) {
+        let descriptors: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
+        if let Err(error) = wire::send(&connection.socket, &Reply { id, answer }, &descriptors) {
             log(&format!("dropped a connection that does not listen: {error}"));
             connection.gone = true;
         }
@@ -334,7 +336,7 @@ impl Office {
             let Waiting { connection, question, .. } = self.waiting.remove(at);
             let Trouble { what, fix } = trouble;
             let answer = Answer::Failed { what: what.clone(), fix: fix.clone() };
-            self.reply(connection, question.id, answer, None);
+            self.reply(connection, question.id, answer, &[]);
         }
     }
 

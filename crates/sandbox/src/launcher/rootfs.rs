@@ -131,7 +131,7 @@ fn write_etc(etc: &Path) -> io::Result<()> {
         ("group", "root:x:0:\ntty:x:5:\nusers:x:100:\nnogroup:x:65534:\n"),
         ("hosts", "127.0.0.1 localhost sandbox\n::1 localhost sandbox\n"),
         ("hostname", "sandbox\n"),
-        ("resolv.conf", "# a sandbox has no name server\n"),
+        ("resolv.conf", "nameserver 127.0.0.1\n"),
         (
             "nsswitch.conf",
             "passwd: files\ngroup: files\nhosts: files dns\nservices: files\nprotocols: files\n",

@@ -35,6 +35,7 @@ pub(super) struct Spares {
 pub(super) struct Kind {
     pub(super) limits: Limits,
     pub(super) env: BTreeMap<String, String>,
+    pub(super) network: bool,
 }
 
 pub(super) fn is_spare(key: &SandboxKey) -> bool {

@@ -1,5 +1,5 @@
-//! What server and launcher say to each other: one JSON message per SEQPACKET datagram, with at
-//! most one descriptor beside it. `Hello` and `Quit` never change, so that any version can drain any other.
+//! What server and launcher say to each other: one JSON message per SEQPACKET datagram, with a few
+//! descriptors beside it. `Hello` and `Quit` never change, so that any version can drain any other.
 
 use std::collections::BTreeMap;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -16,10 +16,13 @@ use serde::{Deserialize, Serialize};
 use crate::seam::{Limits, LimitsBy, SandboxKey};
 
 /// Raised whenever a message other than `Hello` and `Quit` changes its meaning.
-pub(crate) const VERSION: u32 = 2;
+pub(crate) const VERSION: u32 = 3;
 
 /// No message is larger; the kernel's default socket buffers take it in one piece.
 pub(crate) const MAX_MESSAGE: usize = 64 << 10;
+
+/// No message carries more descriptors.
+const MAX_DESCRIPTORS: usize = 4;
 
 /// How many sandboxes one `List` answers at most.
 pub(crate) const PAGE: usize = 128;
@@ -47,6 +50,8 @@ pub(crate) enum Ask {
         generation: u64,
         limits: Limits,
         env: BTreeMap<String, String>,
+        /// Whether it has a way out.
+        network: bool,
         spares: Option<SparesWanted>,
     },
     /// Connect to it if this generation lives.
@@ -86,7 +91,7 @@ pub(crate) enum Answer {
         #[serde(default)]
         limits: Option<LimitsBy>,
     },
-    /// A stream to the sandbox's PID 1 comes with this message.
+    /// A stream to the sandbox's PID 1 comes with this message, and the sockets of its way out if it has one.
     Stream { generation: u64 },
     /// No such sandbox, or another generation of it.
     Absent { alive: Option<u64> },
@@ -119,28 +124,25 @@ pub(crate) enum Started {
 pub(crate) fn send<T: Serialize>(
     socket: impl AsFd,
     message: &T,
-    descriptor: Option<BorrowedFd<'_>>,
+    descriptors: &[BorrowedFd<'_>],
 ) -> io::Result<()> {
     let bytes = serde_json::to_vec(message)?;
     if bytes.len() > MAX_MESSAGE {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "message too large"));
     }
-    send_bytes(socket, &bytes, descriptor)
+    send_bytes(socket, &bytes, descriptors)
 }
 
-/// Sends one datagram with at most one descriptor.
+/// Sends one datagram with its descriptors.
 pub(crate) fn send_bytes(
     socket: impl AsFd,
     bytes: &[u8],
-    descriptor: Option<BorrowedFd<'_>>,
+    descriptors: &[BorrowedFd<'_>],
 ) -> io::Result<()> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
     let mut control = SendAncillaryBuffer::new(&mut space);
-    let descriptors = descriptor.map(|fd| [fd]);
-    if let Some(list) = &descriptors
-        && !control.push(SendAncillaryMessage::ScmRights(list))
-    {
-        return Err(io::Error::other("no room for a descriptor"));
+    if !descriptors.is_empty() && !control.push(SendAncillaryMessage::ScmRights(descriptors)) {
+        return Err(io::Error::other("no room for the descriptors"));
     }
     let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
     let sent = sendmsg(socket, &[IoSlice::new(bytes)], &mut control, flags)?;
@@ -155,21 +157,30 @@ pub(crate) fn send_bytes(
 pub(crate) fn receive<T: DeserializeOwned>(
     socket: impl AsFd,
     buffer: &mut Vec<u8>,
-) -> io::Result<Option<(T, Option<OwnedFd>)>> {
+) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
+    let (length, descriptors) = receive_bytes(socket, buffer)?;
+    if length == 0 {
+        return Ok(None);
+    }
+    let message = serde_json::from_slice(&buffer[..length])?;
+    Ok(Some((message, descriptors)))
+}
+
+/// Receives one datagram and its descriptors; its length.
+pub(crate) fn receive_bytes(
+    socket: impl AsFd,
+    buffer: &mut Vec<u8>,
+) -> io::Result<(usize, Vec<OwnedFd>)> {
     buffer.resize(MAX_MESSAGE, 0);
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
     let got = recvmsg(socket, &mut [IoSliceMut::new(buffer)], &mut control, flags)?;
-    let mut descriptor = None;
+    let mut descriptors = Vec::new();
     for message in control.drain() {
-        if let RecvAncillaryMessage::ScmRights(mut fds) = message {
-            descriptor = fds.next();
+        if let RecvAncillaryMessage::ScmRights(fds) = message {
+            descriptors.extend(fds);
         }
     }
-    if got.bytes == 0 {
-        return Ok(None);
-    }
-    let message = serde_json::from_slice(&buffer[..got.bytes])?;
-    Ok(Some((message, descriptor)))
+    Ok((got.bytes, descriptors))
 }

@@ -20,7 +20,7 @@ use crate::error::SandboxError;
 use crate::launcher::SOCKET;
 use crate::launcher::wire::{self, Answer, Ask, Question, Reply};
 
-type Waiting = HashMap<u64, oneshot::Sender<(Answer, Option<OwnedFd>)>>;
+type Waiting = HashMap<u64, oneshot::Sender<(Answer, Vec<OwnedFd>)>>;
 
 /// A connection to a launcher.
 #[derive(Debug)]
@@ -87,7 +87,7 @@ impl Post {
         &self,
         ask: Ask,
         timeout: Duration,
-    ) -> Result<(Answer, Option<OwnedFd>), SandboxError> {
+    ) -> Result<(Answer, Vec<OwnedFd>), SandboxError> {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let (answer, answered) = oneshot::channel();
         match lock(&self.waiting).as_mut() {
@@ -116,7 +116,7 @@ impl Post {
                 .writable()
                 .await
                 .map_err(|e| SandboxError::io("cannot write to the launcher", e))?;
-            match ready.try_io(|socket| wire::send(socket.get_ref(), question, None)) {
+            match ready.try_io(|socket| wire::send(socket.get_ref(), question, &[])) {
                 Ok(Ok(())) => return Ok(()),
                 Ok(Err(e)) if e.kind() == io::ErrorKind::InvalidInput => {
                     let what = "the sandbox's variables are too large".to_owned();
@@ -152,11 +152,11 @@ async fn read(
         loop {
             let Ok(mut ready) = socket.readable().await else { return };
             match ready.try_io(|socket| wire::receive::<Reply>(socket.get_ref(), &mut buffer)) {
-                Ok(Ok(Some((reply, descriptor)))) => {
+                Ok(Ok(Some((reply, descriptors)))) => {
                     let asked = lock(&waiting).as_mut().and_then(|w| w.remove(&reply.id));
                     if let Some(asked) = asked {
-                        // Whoever gave up waiting lets the descriptor close.
-                        drop(asked.send((reply.answer, descriptor)));
+                        // Whoever gave up waiting lets the descriptors close.
+                        drop(asked.send((reply.answer, descriptors)));
                     }
                 }
                 Ok(Ok(None)) => return,

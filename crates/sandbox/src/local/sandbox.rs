@@ -7,6 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use tokio_util::sync::DropGuard;
 use vaquero_hand::pack::Piece;
 use vaquero_hand::protocol::{Fence, Op, State, ToolResult, VERSION};
 
@@ -28,6 +29,8 @@ pub(crate) struct LocalSandbox {
     pub(crate) generation: u64,
     pub(crate) connection: Arc<Connection>,
     pub(crate) call_ceiling: Duration,
+    /// Ends its way out when it goes.
+    pub(crate) _way_out: Option<DropGuard>,
 }
 
 impl LocalSandbox {

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 
 use super::{LocalConfig, LocalProvider};
 use crate::error::SandboxError;
-use crate::seam::{Capabilities, ComputeProvider, Sandbox, SandboxKey, SandboxSpec};
+use crate::seam::{Capabilities, ComputeProvider, Outbound, Sandbox, SandboxKey, SandboxSpec};
 
 /// The way around isolation that an operator has to name: the same hand, on the host itself.
 #[derive(Debug, Clone)]
@@ -19,7 +19,7 @@ pub struct UnsafeHost {
 impl UnsafeHost {
     /// Starts or re-adopts a launcher that isolates nothing, and proves that commands run.
     pub async fn start(config: LocalConfig) -> Result<Self, SandboxError> {
-        Ok(Self { local: LocalProvider::open(config, false).await? })
+        Ok(Self { local: LocalProvider::open(config, false, None).await? })
     }
 }
 
@@ -34,16 +34,21 @@ impl ComputeProvider for UnsafeHost {
         key: &SandboxKey,
         spec: &SandboxSpec,
     ) -> Result<Arc<dyn Sandbox>, SandboxError> {
+        if matches!(spec.outbound, Some(Outbound::Limited(_))) {
+            return Err(SandboxError::unavailable(
+                "sandbox required: the environment limits networking, which nothing on the host itself can",
+                "start the server with --sandbox local",
+            ));
+        }
         self.local.ensure(key, spec).await
     }
 
     async fn attach(
         &self,
         key: &SandboxKey,
-        generation: u64,
-        epoch: u64,
+        spec: &SandboxSpec,
     ) -> Result<Option<Arc<dyn Sandbox>>, SandboxError> {
-        self.local.attach(key, generation, epoch).await
+        self.local.attach(key, spec).await
     }
 
     async fn stop(&self, key: &SandboxKey) -> Result<(), SandboxError> {

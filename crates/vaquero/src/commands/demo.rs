@@ -16,7 +16,7 @@ use tokio::{
     task::JoinSet,
 };
 use vaquero_model::scripted::Scripted;
-use vaquero_sandbox::{LimitsState, SandboxKey};
+use vaquero_sandbox::{LimitsState, SandboxKey, SandboxSpec};
 
 /// How long the demo's session may take.
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -235,7 +235,14 @@ async fn read_back(server: &Server, session: &str) -> anyhow::Result<String> {
     let key = SandboxKey::default_of(session);
     let far = u64::from(u32::MAX);
     let compute = server.compute.as_ref().context("a server that runs turns has hands")?;
-    let sandbox = compute.attach(&key, 1, far).await?.context("the sandbox is gone")?;
+    let spec = SandboxSpec {
+        generation: 1,
+        epoch: far,
+        limits: vaquero_sandbox::Limits::default(),
+        env: std::collections::BTreeMap::new(),
+        outbound: None,
+    };
+    let sandbox = compute.attach(&key, &spec).await?.context("the sandbox is gone")?;
     let fence = vaquero_sandbox::Fence { epoch: far, generation: 1 };
     let bytes = sandbox.read_file("/workspace/fibonacci.txt", 64 << 10, fence).await?;
     Ok(String::from_utf8(bytes)?)

@@ -1,6 +1,6 @@
 //! What becomes of a question: an answer now, or later when a sandbox has started or died.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::OwnedFd;
 
@@ -29,8 +29,8 @@ impl Office {
             Ask::Create { .. } | Ask::Attach { .. } if self.quit_by.is_some() => {
                 Verdict::now(Answer::Absent { alive: None })
             }
-            Ask::Create { key, generation, limits, env, .. } => {
-                let kind = Kind { limits: *limits, env: env.clone() };
+            Ask::Create { key, generation, limits, env, network, .. } => {
+                let kind = Kind { limits: *limits, env: env.clone(), network: *network };
                 if self.members.contains_key(key) || self.take_spare(key, *generation, &kind) {
                     return self.connect(key, *generation);
                 }
@@ -40,7 +40,7 @@ impl Office {
                         "see the launcher's log; the memory limit may be too low to start anything",
                     ));
                 }
-                match self.create(key, *generation, *limits, env) {
+                match self.create(key, *generation, &kind) {
                     Ok(()) => Verdict::Begun,
                     Err(trouble) => Verdict::failed(trouble),
                 }
@@ -58,13 +58,7 @@ impl Office {
         }
     }
 
-    fn create(
-        &mut self,
-        key: &SandboxKey,
-        generation: u64,
-        limits: crate::seam::Limits,
-        env: &BTreeMap<String, String>,
-    ) -> Result<(), Trouble> {
+    fn create(&mut self, key: &SandboxKey, generation: u64, kind: &Kind) -> Result<(), Trouble> {
         let bad = |e: crate::error::SandboxError| Trouble::new(e.to_string(), "use another id");
         check_part("session", &key.session).map_err(bad)?;
         check_part("name", &key.name).map_err(bad)?;
@@ -73,7 +67,9 @@ impl Office {
         let base = self.base_for(&session).map_err(prepare)?;
         make_session_dirs(&session, base).map_err(prepare)?;
         let isolated = self.options.isolated;
-        let order = Order { key, generation, limits, env, session, base, isolated };
+        let Kind { limits, env, network } = kind;
+        let (limits, network) = (*limits, *network);
+        let order = Order { key, generation, limits, env, network, session, base, isolated };
         let member = Member::start(&order, &self.ready)?;
         self.members.insert(key.clone(), member);
         Ok(())
@@ -105,7 +101,7 @@ impl Office {
         }
         let busy = !self.waiting.is_empty();
         let Some((key, kind)) = self.spares.next(busy, &self.members) else { return };
-        if let Err(trouble) = self.create(&key, spares::GENERATION, kind.limits, &kind.env) {
+        if let Err(trouble) = self.create(&key, spares::GENERATION, &kind) {
             log(&format!("{key}: {}", trouble.what));
             self.spares.forgo();
             spares::remove(&self.options.workspaces.join(&key.session));
@@ -139,8 +135,13 @@ impl Office {
         if member.starting.is_some() {
             return Verdict::Later;
         }
-        match member.connect() {
-            Ok(stream) => Verdict::Now(Answer::Stream { generation }, Some(stream)),
+        let connected = member.connect().and_then(|stream| {
+            let mut descriptors = vec![stream];
+            descriptors.extend(member.sockets()?);
+            Ok(descriptors)
+        });
+        match connected {
+            Ok(descriptors) => Verdict::Now(Answer::Stream { generation }, descriptors),
             Err(error) => {
                 log(&format!("{key} does not take connections ({error}): ending it"));
                 self.kill(|k| k == key);
@@ -170,7 +171,8 @@ impl Office {
 
 /// What becomes of a question.
 pub(super) enum Verdict {
-    Now(Answer, Option<OwnedFd>),
+    /// With descriptors for the other end.
+    Now(Answer, Vec<OwnedFd>),
     Later,
     /// Later, and its sandbox has been started.
     Begun,
@@ -178,7 +180,7 @@ pub(super) enum Verdict {
 
 impl Verdict {
     fn now(answer: Answer) -> Self {
-        Self::Now(answer, None)
+        Self::Now(answer, Vec::new())
     }
 
     fn failed(trouble: Trouble) -> Self {

@@ -5,11 +5,13 @@ use serde_json::json;
 use std::{
     collections::BTreeMap,
     path::Path,
+    sync::Arc,
     time::{Duration, Instant},
 };
+use tokio_util::sync::CancellationToken;
 use vaquero_sandbox::{
-    ComputeProvider, Fence, LimitsMode, LocalConfig, LocalProvider, SandboxKey, SandboxSpec,
-    measure_bare,
+    ComputeProvider, Fence, LimitsMode, LocalConfig, LocalProvider, Outbound, SandboxKey,
+    SandboxSpec, Sockets, Uplink, measure_bare,
 };
 
 /// Longer than it takes to make a spare.
@@ -38,18 +40,35 @@ pub(crate) async fn measure(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A network is made for every sandbox, and nobody uses it.
+#[derive(Debug)]
+struct Nowhere;
+
+impl Uplink for Nowhere {
+    fn serve(
+        &self,
+        _key: &SandboxKey,
+        _outbound: &Outbound,
+        _sockets: Sockets,
+        _over: CancellationToken,
+    ) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
 async fn calls(exe: &Path, spares: u32, count: usize) -> anyhow::Result<Calls> {
     let data = tempfile::tempdir()?;
     let mut config = LocalConfig::new(data.path());
     exe.clone_into(&mut config.launcher_exe);
     config.limits_mode = LimitsMode::Degraded;
     config.spares = spares;
-    let provider = LocalProvider::start(config).await?;
+    let provider = LocalProvider::start(config, Some(Arc::new(Nowhere))).await?;
     let spec = SandboxSpec {
         generation: 1,
         epoch: 1,
         limits: vaquero_sandbox::Limits::default(),
         env: BTreeMap::new(),
+        outbound: Some(Outbound::Unrestricted),
     };
     let fence = Fence { epoch: 1, generation: 1 };
     let mut calls = Calls::default();

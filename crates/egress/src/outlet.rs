@@ -1,0 +1,229 @@
+//! One sandbox's way out: three sockets, a policy, and a count of what passed and what did not.
+
+use crate::{Dialer, Host, Policy, Refusal, names::Names, proxy, transparent};
+use std::{
+    future::Future,
+    io, net,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, join},
+    net::{TcpListener, TcpStream, UdpSocket},
+    sync::{OwnedSemaphorePermit, Semaphore},
+};
+use tokio_util::{
+    io::{InspectReader, InspectWriter},
+    sync::CancellationToken,
+    task::TaskTracker,
+};
+
+/// Connections of one sandbox at once, to any of its sockets.
+const CONNECTIONS: usize = 512;
+/// Questions to the name server at once.
+const QUESTIONS: usize = 64;
+/// Largest question.
+const DATAGRAM: usize = 1_500;
+
+/// The sockets inside a sandbox, listening.
+#[derive(Debug)]
+pub struct Sockets {
+    /// An HTTP proxy.
+    pub proxy: net::TcpListener,
+    /// Where connections to any address end up.
+    pub catch_all: net::TcpListener,
+    /// A name server.
+    pub names: net::UdpSocket,
+}
+
+/// What a sandbox has done so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Connections to hosts.
+    pub connections: u64,
+    /// Connections that were refused.
+    pub refusals: u64,
+    /// Bytes to hosts.
+    pub sent: u64,
+    /// Bytes from hosts.
+    pub received: u64,
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    connections: AtomicU64,
+    refusals: AtomicU64,
+    sent: AtomicU64,
+    received: AtomicU64,
+}
+
+/// One sandbox's way out.
+#[derive(Debug)]
+pub struct Outlet {
+    /// Whose it is, for logs.
+    label: String,
+    pub(crate) policy: Policy,
+    dialer: Arc<Dialer>,
+    names: Names,
+    counters: Counters,
+    places: Arc<Semaphore>,
+    tasks: TaskTracker,
+    until: CancellationToken,
+}
+
+impl Outlet {
+    /// A way out for the sandbox named `label`, until the token is cancelled. `seed` is any number that another server is unlikely to have.
+    pub fn new(
+        label: String,
+        policy: Policy,
+        dialer: Arc<Dialer>,
+        seed: u32,
+        until: CancellationToken,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            label,
+            policy,
+            dialer,
+            names: Names::new(seed),
+            counters: Counters::default(),
+            places: Arc::new(Semaphore::new(CONNECTIONS)),
+            tasks: TaskTracker::new(),
+            until,
+        })
+    }
+
+    /// What it has done so far.
+    pub fn counts(&self) -> Counts {
+        let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Counts {
+            connections: of(&self.counters.connections),
+            refusals: of(&self.counters.refusals),
+            sent: of(&self.counters.sent),
+            received: of(&self.counters.received),
+        }
+    }
+
+    /// Begins to answer on the sockets.
+    pub fn serve(self: &Arc<Self>, sockets: Sockets) -> io::Result<()> {
+        let Sockets { proxy, catch_all, names } = sockets;
+        proxy.set_nonblocking(true)?;
+        catch_all.set_nonblocking(true)?;
+        names.set_nonblocking(true)?;
+        let (proxy, catch_all) = (TcpListener::from_std(proxy)?, TcpListener::from_std(catch_all)?);
+        let names = Arc::new(UdpSocket::from_std(names)?);
+        self.spawn(Arc::clone(self).accept(proxy, |outlet, stream| async move {
+            proxy::serve(&outlet, stream).await;
+        }));
+        self.spawn(Arc::clone(self).accept(catch_all, |outlet, stream| async move {
+            transparent::serve(&outlet, stream).await;
+        }));
+        self.spawn(Arc::clone(self).answer(names));
+        Ok(())
+    }
+
+    /// Runs something for as long as the sandbox has its way out.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let until = self.until.clone();
+        self.tasks.spawn(async move {
+            until.run_until_cancelled(task).await;
+        });
+    }
+
+    async fn accept<F>(self: Arc<Self>, listener: TcpListener, serve: fn(Arc<Self>, TcpStream) -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        loop {
+            let Ok((stream, _)) = listener.accept().await else {
+                // Out of descriptors, perhaps: the next moment may be better.
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            };
+            let Some(place) = self.place() else { continue };
+            drop(stream.set_nodelay(true));
+            let outlet = Arc::clone(&self);
+            self.spawn(async move {
+                serve(outlet, stream).await;
+                drop(place);
+            });
+        }
+    }
+
+    /// A place for one connection; none when all are taken.
+    fn place(&self) -> Option<OwnedSemaphorePermit> {
+        let place = Arc::clone(&self.places).try_acquire_owned().ok();
+        if place.is_none() {
+            self.count_refusal(&Refusal::TooMany);
+        }
+        place
+    }
+
+    async fn answer(self: Arc<Self>, socket: Arc<UdpSocket>) {
+        let places = Arc::new(Semaphore::new(QUESTIONS));
+        let mut buffer = vec![0; DATAGRAM];
+        loop {
+            let Ok((length, from)) = socket.recv_from(&mut buffer).await else { continue };
+            let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+            let (question, socket, outlet) =
+                (buffer[..length].to_vec(), Arc::clone(&socket), Arc::clone(&self));
+            self.spawn(async move {
+                let answer = outlet.names.answer(&question, &outlet.policy, &outlet.dialer).await;
+                if let Some(answer) = answer {
+                    // A program that does not hear it asks again.
+                    drop(socket.send_to(&answer, from).await);
+                }
+                drop(place);
+            });
+        }
+    }
+
+    /// The name an address of this sandbox's own name server stands for.
+    pub(crate) fn name_of(&self, address: net::Ipv4Addr) -> Option<String> {
+        self.names.name_of(address)
+    }
+
+    /// Connects to a host, if the sandbox may reach it.
+    pub(crate) async fn dial(&self, host: &Host, port: u16) -> Result<TcpStream, Refusal> {
+        self.policy.check(host)?;
+        let stream = self.dialer.dial(host, port).await?;
+        self.counters.connections.fetch_add(1, Ordering::Relaxed);
+        metrics::counter!("vaquero_egress_connections_total").increment(1);
+        tracing::debug!(sandbox = self.label, %host, port, "a sandbox reaches a host");
+        Ok(stream)
+    }
+
+    /// The connection, with what passes over it counted.
+    pub(crate) fn counted(
+        self: &Arc<Self>,
+        upstream: TcpStream,
+    ) -> impl AsyncRead + AsyncWrite + Unpin + Send + 'static {
+        let (read, write) = upstream.into_split();
+        let (reader, writer) = (Arc::clone(self), Arc::clone(self));
+        join(
+            InspectReader::new(read, move |bytes: &[u8]| {
+                reader.counters.received.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                metrics::counter!("vaquero_egress_received_bytes_total")
+                    .increment(bytes.len() as u64);
+            }),
+            InspectWriter::new(write, move |bytes: &[u8]| {
+                writer.counters.sent.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                metrics::counter!("vaquero_egress_sent_bytes_total").increment(bytes.len() as u64);
+            }),
+        )
+    }
+
+    /// Notes that a connection was refused.
+    pub(crate) fn refused(&self, host: &Host, port: u16, refusal: &Refusal) {
+        self.count_refusal(refusal);
+        tracing::debug!(sandbox = self.label, %host, port, %refusal, "a sandbox does not reach a host");
+    }
+
+    fn count_refusal(&self, refusal: &Refusal) {
+        self.counters.refusals.fetch_add(1, Ordering::Relaxed);
+        metrics::counter!("vaquero_egress_refusals_total", "reason" => refusal.reason())
+            .increment(1);
+    }
+}

@@ -1,0 +1,171 @@
+//! What sandboxes reach, as commands in them see it: with proxy variables and without, where it is allowed and where it is not.
+
+#![expect(clippy::panic_in_result_fn, reason = "assertions are what a test is for")]
+
+use anyhow::Context;
+use serde_json::{Value, json};
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+};
+use vaquero_testkit::{Model, Server, of_type, text_of};
+
+const EXE: &str = env!("CARGO_BIN_EXE_vaquero");
+
+/// A host that answers every request with one page, and counts them.
+struct Page {
+    port: u16,
+    asked: Arc<AtomicUsize>,
+}
+
+async fn page() -> anyhow::Result<Page> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let port = listener.local_addr()?.port();
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&asked);
+    tokio_util::task::TaskTracker::new().spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut request = [0; 4096];
+            if stream.read(&mut request).await.is_ok_and(|read| read > 0) {
+                count.fetch_add(1, Ordering::SeqCst);
+                let answer =
+                    b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\nconnection: close\r\n\r\nhello";
+                drop(stream.write_all(answer).await);
+            }
+        }
+    });
+    Ok(Page { port, asked })
+}
+
+struct Rig {
+    server: Server,
+    page: Page,
+    _model: Model,
+}
+
+/// A server for which `allowed.test`, `sub.allowed.test` and `other.test` are a host on this machine's loopback, which the operator allows or not.
+async fn rig(operator_allows: bool) -> anyhow::Result<Rig> {
+    let (model, page) = (Model::start().await?, page().await?);
+    let mut server = Server::new(EXE, &model.base)?;
+    server.set(
+        "VAQUERO_TEST_HOSTS",
+        "allowed.test=127.0.0.1,sub.allowed.test=127.0.0.1,other.test=127.0.0.1",
+    );
+    if operator_allows {
+        server.set("VAQUERO_EGRESS_ALLOW_PRIVATE", "127.0.0.1");
+    }
+    server.start().await?;
+    Ok(Rig { server, page, _model: model })
+}
+
+impl Rig {
+    async fn session(&self, networking: Value) -> anyhow::Result<String> {
+        let client = self.server.client();
+        let tools = json!([{ "type": "agent_toolset_20260401" }]);
+        let agent = json!({ "name": "net", "model": "scripted", "tools": tools });
+        let agent = client.post("/v1/agents", agent).await?;
+        let name = format!("network of {}", agent["id"]);
+        let config = json!({ "type": "cloud", "networking": networking });
+        let environment =
+            client.post("/v1/environments", json!({ "name": name, "config": config })).await?;
+        let body = json!({ "agent": agent["id"], "environment_id": environment["id"] });
+        let session = client.post("/v1/sessions", body).await?;
+        Ok(session["id"].as_str().context("an id")?.to_owned())
+    }
+
+    /// What a command prints in the session's sandbox.
+    async fn sh(&self, session: &str, command: &str) -> anyhow::Result<String> {
+        let client = self.server.client();
+        let before = of_type(&client.events(session).await?, "agent.tool_result").len();
+        client.say(session, &format!("!bash {command}")).await?;
+        let events = client.idle(session).await?;
+        let results = of_type(&events, "agent.tool_result");
+        assert_eq!(results.len(), before + 1, "{events:?}");
+        Ok(results.last().map(|result| text_of(result)).unwrap_or_default())
+    }
+
+    fn asked(&self) -> usize {
+        self.page.asked.load(Ordering::SeqCst)
+    }
+}
+
+/// Connects without any proxy, sends a request, prints what comes: `raw HOST PORT NAME`.
+fn raw(host: &str, port: u16, name: &str) -> String {
+    format!(
+        "perl -MIO::Socket::INET -e '$s = IO::Socket::INET->new(PeerAddr => \"{host}\", PeerPort => {port}, Timeout => 10) or die \"no connection: $@\"; print $s \"GET / HTTP/1.0\\r\\nhost: {name}\\r\\n\\r\\n\"; print while <$s>' 2>&1"
+    )
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn allowed_hosts_are_reached_with_a_proxy_and_without() -> anyhow::Result<()> {
+    let rig = rig(true).await?;
+    let limited = json!({ "type": "limited", "allowed_hosts": ["allowed.test", "*.allowed.test"] });
+    let session = rig.session(limited).await?;
+    let port = rig.page.port;
+    let proxy = format!(
+        "perl -MIO::Socket::INET -e '$ENV{{http_proxy}} =~ m{{//(.*)}}; $s = IO::Socket::INET->new(PeerAddr => $1); print $s \"GET http://allowed.test:{port}/ HTTP/1.0\\r\\nhost: allowed.test:{port}\\r\\n\\r\\n\"; print while <$s>'"
+    );
+    for command in [
+        proxy,
+        raw("allowed.test", port, "allowed.test"),
+        raw("sub.allowed.test", port, "sub.allowed.test"),
+    ] {
+        let said = rig.sh(&session, &command).await?;
+        assert!(said.contains("200 OK") && said.ends_with("hello"), "{command}\n{said}");
+    }
+    assert_eq!(rig.asked(), 3);
+    let said = rig.sh(&session, &raw("allowed.test", port, "other.test")).await?;
+    assert!(said.contains("403") && said.contains("is for `other.test`"), "{said}");
+    let said = rig.sh(&session, &raw("other.test", port, "other.test")).await?;
+    assert!(said.contains("no connection"), "the name is not known: {said}");
+    for address in ["127.0.0.2", "10.0.0.1", "169.254.169.254", "1.1.1.1"] {
+        let said = rig.sh(&session, &raw(address, port, "allowed.test")).await?;
+        let refused =
+            said.contains("is not among the allowed_hosts") || said.contains("no connection");
+        assert!(refused && !said.contains("hello"), "{address}: {said}");
+    }
+    assert_eq!(rig.asked(), 3, "nothing else has arrived");
+    let metrics =
+        rig.server.client().request(reqwest::Method::GET, "/metrics").send().await?.text().await?;
+    assert!(metrics.contains("vaquero_egress_connections_total 4"), "{metrics}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_unrestricted_environment_reaches_no_private_address_unasked() -> anyhow::Result<()> {
+    let rig = rig(false).await?;
+    let session = rig.session(json!({ "type": "unrestricted" })).await?;
+    let port = rig.page.port;
+    for host in ["allowed.test", "10.0.0.1", "192.168.0.1"] {
+        let said = rig.sh(&session, &raw(host, port, host)).await?;
+        assert!(
+            said.contains("--egress-allow-private") && !said.contains("hello"),
+            "{host}: {said}"
+        );
+    }
+    let own = rig.sh(&session, &raw("127.0.0.1", port, "x")).await?;
+    assert!(own.contains("no connection"), "its loopback is its own: {own}");
+    let gone = rig.sh(&session, &raw("nowhere.invalid", port, "x")).await?;
+    assert!(gone.contains("no connection"), "{gone}");
+    assert_eq!(rig.asked(), 0);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sandbox_keeps_its_network_when_its_server_changes() -> anyhow::Result<()> {
+    let mut rig = rig(true).await?;
+    let session = rig.session(json!({ "type": "unrestricted" })).await?;
+    let command = raw("allowed.test", rig.page.port, "allowed.test");
+    assert!(rig.sh(&session, &command).await?.ends_with("hello"));
+    rig.sh(&session, "sleep 1000 & echo $! > /tmp/kept").await?;
+    rig.server.kill().await?;
+    rig.server.start().await?;
+    assert!(rig.sh(&session, &command).await?.ends_with("hello"));
+    let kept = rig.sh(&session, "kill -0 $(cat /tmp/kept) && echo the same sandbox").await?;
+    assert!(kept.contains("the same sandbox"), "{kept}");
+    Ok(())
+}
