@@ -27,7 +27,11 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ),
     ("vaquero-blob", &[]),
     ("vaquero-egress", &["vaquero-types"]),
-    ("vaquero-api", &["vaquero-core", "vaquero-model", "vaquero-store", "vaquero-types"]),
+    (
+        "vaquero-api",
+        &["vaquero-core", "vaquero-model", "vaquero-store", "vaquero-types", "vaquero-vault"],
+    ),
+    ("vaquero-vault", &["vaquero-store", "vaquero-types"]),
     ("vaquero-testkit", &["vaquero-model", "vaquero-sandbox", "vaquero-types"]),
     ("xtask", &[]),
 ];

@@ -14,6 +14,8 @@ use std::{
 };
 
 const KEY: &str = "sdk-suite-key-0123456789";
+/// Any 32 bytes.
+const VAULT_KEY: &str = "dmFxdWVybyBzZGsgc3VpdGUgdmF1bHQga2V5IDAwMTI=";
 /// Generations of the Python SDK: the newest, and one from before the majors of autumn 2026.
 const PYTHON: [(&str, &str); 2] = [("new", "anthropic"), ("old", "anthropic<1")];
 /// The same for TypeScript.
@@ -96,6 +98,7 @@ fn server(exe: &Path, model: &str, data: &Path, database: Option<&str>) -> anyho
         .args(["serve", "--listen", "127.0.0.1:0", "--sandbox-limits", "degraded", "--data-dir"])
         .arg(data)
         .env("VAQUERO_API_KEY", KEY)
+        .env("VAQUERO_VAULT_KEY", VAULT_KEY)
         .env("VAQUERO_ANTHROPIC_BASE_URL", model)
         .env("VAQUERO_ANTHROPIC_API_KEY", "scripted")
         .env("VAQUERO_MODEL_BACKOFF_MS", "20")

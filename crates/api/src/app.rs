@@ -11,6 +11,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use vaquero_store::{Live, SharedStore};
 use vaquero_types::{Clock, IdGen, SessionId, Timestamp};
+use vaquero_vault::Keys;
 
 /// What the binary hands over.
 pub struct Parts {
@@ -22,6 +23,8 @@ pub struct Parts {
     pub clock: Arc<dyn Clock>,
     /// New ids.
     pub ids: Arc<dyn IdGen>,
+    /// What secrets are sealed with, or why there is nothing.
+    pub keys: Arc<Keys>,
     /// The models to list.
     pub models: ModelList,
     /// Told of every session whose sandbox and workspace are to go.

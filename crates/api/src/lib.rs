@@ -7,6 +7,7 @@ mod app;
 mod auth;
 mod body;
 mod change;
+mod credentials;
 mod cursor;
 mod documents;
 mod edge;
@@ -24,6 +25,7 @@ pub mod routes;
 mod sessions;
 mod stop_all;
 mod threads;
+mod vaults;
 
 pub use app::{App, Parts, Settings};
 pub use edge::unreadable;

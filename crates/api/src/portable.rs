@@ -1,6 +1,6 @@
 //! Workspaces and sessions as text that any server can read: one JSON object a line, documented in `docs/export-format.md`. API keys stay where they are.
 
-use crate::{agents, environments};
+use crate::{agents, credentials, environments, vaults};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use std::io::{self, BufRead, Write as Output};
@@ -26,7 +26,8 @@ const READ: usize = 1 << 20;
 const LINE: u64 = 256 << 20;
 
 /// What goes into an export. Environments first: sessions name them.
-const KINDS: [&str; 3] = [environments::KIND, agents::KIND, agents::VERSION_KIND];
+const KINDS: [&str; 5] =
+    [environments::KIND, agents::KIND, agents::VERSION_KIND, vaults::KIND, credentials::KIND];
 
 /// Why an export or import ended early.
 #[derive(Debug, thiserror::Error)]

@@ -1,8 +1,8 @@
 //! The table of all routes.
 
 use crate::{
-    agents, app::App, auth, edge, environments, events, health, models, reject::Reject, sessions,
-    stop_all, threads,
+    agents, app::App, auth, credentials, edge, environments, events, health, models,
+    reject::Reject, sessions, stop_all, threads, vaults,
 };
 use axum::{
     Router,
@@ -44,6 +44,27 @@ pub const TABLE: &[(&str, &str, &str)] = &[
         "/v1/sessions/{session_id}/threads/{thread_id}/stream",
         "sessions.threads.events.stream",
     ),
+    ("POST", "/v1/vaults", "vaults.create"),
+    ("GET", "/v1/vaults", "vaults.list"),
+    ("GET", "/v1/vaults/{vault_id}", "vaults.retrieve"),
+    ("POST", "/v1/vaults/{vault_id}", "vaults.update"),
+    ("DELETE", "/v1/vaults/{vault_id}", "vaults.delete"),
+    ("POST", "/v1/vaults/{vault_id}/archive", "vaults.archive"),
+    ("POST", "/v1/vaults/{vault_id}/credentials", "vaults.credentials.create"),
+    ("GET", "/v1/vaults/{vault_id}/credentials", "vaults.credentials.list"),
+    ("GET", "/v1/vaults/{vault_id}/credentials/{credential_id}", "vaults.credentials.retrieve"),
+    ("POST", "/v1/vaults/{vault_id}/credentials/{credential_id}", "vaults.credentials.update"),
+    ("DELETE", "/v1/vaults/{vault_id}/credentials/{credential_id}", "vaults.credentials.delete"),
+    (
+        "POST",
+        "/v1/vaults/{vault_id}/credentials/{credential_id}/archive",
+        "vaults.credentials.archive",
+    ),
+    (
+        "POST",
+        "/v1/vaults/{vault_id}/credentials/{credential_id}/mcp_oauth_validate",
+        "vaults.credentials.mcp_oauth_validate",
+    ),
     ("GET", "/v1/models", "models.list"),
     ("GET", "/v1/models/{model_id}", "models.retrieve"),
 ];
@@ -55,6 +76,8 @@ pub const EXTENSIONS: &[(&str, &str)] = &[("POST", "/v1/sessions/stop_all")];
 pub fn router(app: App) -> Router {
     let session = "/v1/sessions/{session_id}";
     let thread = "/v1/sessions/{session_id}/threads/{thread_id}";
+    let vault = "/v1/vaults/{vault_id}";
+    let credential = "/v1/vaults/{vault_id}/credentials/{credential_id}";
     let api = Router::new()
         .route("/v1/agents", post(agents::create::handler).get(agents::list::handler))
         .route(
@@ -90,6 +113,26 @@ pub fn router(app: App) -> Router {
         .route(&format!("{thread}/archive"), post(threads::archive::handler))
         .route(&format!("{thread}/events"), get(threads::events::handler))
         .route(&format!("{thread}/stream"), get(threads::stream::handler))
+        .route("/v1/vaults", post(vaults::create::handler).get(vaults::list::handler))
+        .route(
+            vault,
+            get(vaults::retrieve::handler)
+                .post(vaults::update::handler)
+                .delete(vaults::delete::handler),
+        )
+        .route(&format!("{vault}/archive"), post(vaults::archive::handler))
+        .route(
+            &format!("{vault}/credentials"),
+            post(credentials::create::handler).get(credentials::list::handler),
+        )
+        .route(
+            credential,
+            get(credentials::retrieve::handler)
+                .post(credentials::update::handler)
+                .delete(credentials::delete::handler),
+        )
+        .route(&format!("{credential}/archive"), post(credentials::archive::handler))
+        .route(&format!("{credential}/mcp_oauth_validate"), post(credentials::validate::handler))
         .route("/v1/models", get(models::list::handler))
         .route("/v1/models/{model_id}", get(models::retrieve::handler))
         .route_layer(from_fn_with_state(app.clone(), auth::require));

@@ -17,6 +17,7 @@ use tokio::{sync::mpsc::unbounded_channel, task::JoinSet, time::sleep};
 use tokio_util::sync::CancellationToken;
 use vaquero_api::{App, ModelList, Parts, Settings, keys};
 use vaquero_store::LocalLive;
+use vaquero_vault::Keys;
 use vaquero_worker::{Config, Worker, World};
 
 pub(crate) const KEY: &str = "simulation-key-0123456789";
@@ -81,6 +82,7 @@ impl Server {
             live: Arc::clone(&live) as _,
             clock: Arc::clone(&clock) as _,
             ids: Arc::clone(&ids) as _,
+            keys: Arc::new(Keys::new(Err("no vaults here".to_owned()))),
             models: ModelList::new(Arc::clone(&models) as _, Vec::new()),
             ended,
             metrics: Arc::new(String::new),

@@ -66,6 +66,7 @@ pub struct Server {
     model: String,
     data: TempDir,
     variables: Vec<(String, String)>,
+    log: Option<PathBuf>,
     /// Made at the first start, if the tests are to run on PostgreSQL.
     database: Option<Database>,
     child: Option<Child>,
@@ -80,6 +81,7 @@ impl Server {
             model: model.to_owned(),
             data: tempfile::Builder::new().prefix("vaquero-test-").tempdir()?,
             variables: Vec::new(),
+            log: None,
             database: None,
             child: None,
             client: Client::new(String::new())?,
@@ -101,6 +103,11 @@ impl Server {
     /// Gives it the embedded store, whatever the tests run on.
     pub fn set_embedded(&mut self) {
         self.set("VAQUERO_DATABASE_URL", "");
+    }
+
+    /// Has it write its log to a file beside the data directory, which is returned.
+    pub fn log_to_file(&mut self) -> PathBuf {
+        self.log.insert(self.data.path().join("server.log")).clone()
     }
 
     /// Takes a variable back.
@@ -163,6 +170,13 @@ impl Server {
     }
 
     fn spawn(&self) -> anyhow::Result<Child> {
+        let log = match &self.log {
+            Some(file) => {
+                let file = std::fs::OpenOptions::new().create(true).append(true).open(file)?;
+                Stdio::from(file)
+            }
+            None => Stdio::inherit(),
+        };
         Command::new(&self.exe)
             .args([
                 "serve",
@@ -182,6 +196,7 @@ impl Server {
             .envs(self.variables.iter().cloned())
             .current_dir(self.data.path())
             .stdout(Stdio::piped())
+            .stderr(log)
             .kill_on_drop(true)
             .spawn()
             .context("the server cannot be started")

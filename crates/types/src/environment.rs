@@ -295,7 +295,8 @@ fn decode_networking(value: Value, path: &str, stored: &Networking) -> Result<Ne
     Ok(networking)
 }
 
-fn check_host(host: &str, at: &str) -> Result<(), Invalid> {
+/// Checks a host, or `*.` and a domain.
+pub(crate) fn check_host(host: &str, at: &str) -> Result<(), Invalid> {
     let name = host.strip_prefix("*.").unwrap_or(host);
     let label = |label: &str| {
         !label.is_empty()

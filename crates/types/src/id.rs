@@ -77,6 +77,8 @@ ids! {
     AgentId = "agent_";
     /// An API key (the record of it, never the key itself).
     ApiKeyId = "apikey_";
+    /// A credential of a vault.
+    CredentialId = "vcrd_";
     /// An environment.
     EnvironmentId = "env_";
     /// An event of a session's log.
@@ -87,6 +89,8 @@ ids! {
     SessionId = "sesn_";
     /// A thread of a session.
     ThreadId = "sthr_";
+    /// A vault.
+    VaultId = "vlt_";
     /// A workspace: what an API key sees.
     WorkspaceId = "wrkspc_";
 }

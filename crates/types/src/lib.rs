@@ -3,6 +3,7 @@
 pub mod agent;
 pub mod clock;
 pub mod content;
+pub mod credential;
 pub mod environment;
 pub mod error;
 pub mod event;
@@ -14,11 +15,13 @@ pub mod session;
 pub mod thread;
 pub mod time;
 pub mod usage;
+pub mod vault;
 
 pub use clock::{Clock, IdGen, RandomIds, SystemClock};
 pub use error::{ApiError, ErrorCode};
 pub use fields::{Fields, Invalid, Patch};
 pub use id::{
-    AgentId, ApiKeyId, EnvironmentId, EventId, RequestId, SessionId, ThreadId, WorkspaceId,
+    AgentId, ApiKeyId, CredentialId, EnvironmentId, EventId, RequestId, SessionId, ThreadId,
+    VaultId, WorkspaceId,
 };
 pub use time::Timestamp;

@@ -7,6 +7,7 @@ pub(crate) mod operate;
 mod place;
 pub(crate) mod scripted_model;
 pub(crate) mod serve;
+pub(crate) mod vault;
 
 /// Prints a line to standard output; a closed pipe is no error.
 macro_rules! say {

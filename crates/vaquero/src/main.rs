@@ -9,6 +9,7 @@ mod registries;
 mod server;
 mod stores;
 mod uplink;
+mod vault_keys;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -37,6 +38,8 @@ enum Command {
     Export(commands::operate::Export),
     /// Read what `export` wrote.
     Import(commands::operate::Import),
+    /// Change the key that secrets are sealed with.
+    Vault(commands::vault::Args),
     /// Copy the embedded store's database, also while a server uses it.
     Backup(commands::operate::Backup),
     /// Serve a scripted stand-in model (not a language model), for offline use and tests.
@@ -59,6 +62,7 @@ fn main() -> ExitCode {
         Command::StopAll(args) => commands::operate::stop_all(&args),
         Command::Export(args) => commands::operate::export(&args),
         Command::Import(args) => commands::operate::import(&args),
+        Command::Vault(args) => commands::vault::run(&args),
         Command::Backup(args) => commands::operate::backup(&args),
         Command::ScriptedModel(args) => commands::scripted_model::run(&args),
     };

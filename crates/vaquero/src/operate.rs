@@ -1,6 +1,6 @@
 //! What operators do to a store: by a command that opens it, or through the admin socket of the server that holds it. One set of words, one way to perform them.
 
-use crate::stores::Opened;
+use crate::{stores::Opened, vault_keys::VaultKeys};
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -55,6 +55,8 @@ pub(crate) enum Ask {
         /// The file, by its full path.
         from: PathBuf,
     },
+    /// Seal all secrets with another key.
+    VaultRotate,
     /// Copy the embedded store's database.
     Backup {
         /// The file, by its full path.
@@ -76,6 +78,8 @@ pub(crate) enum Told {
     Stopped(Vec<SessionId>),
     /// What went out or came in.
     Moved(Counts),
+    /// How many credentials were sealed anew.
+    Resealed(usize),
     /// The file is written.
     Written,
     /// Why not.
@@ -88,15 +92,16 @@ pub(crate) struct Operator {
     opened: Arc<Opened>,
     clock: Arc<dyn Clock>,
     ids: Arc<dyn IdGen>,
+    vault: VaultKeys,
     /// The server's own application, if one is running on this store.
     app: Option<App>,
 }
 
 impl Operator {
     /// For a command that has opened the store itself.
-    pub(crate) fn alone(opened: Opened) -> Self {
+    pub(crate) fn alone(opened: Opened, vault: VaultKeys) -> Self {
         let clock = opened.clock();
-        Self { opened: Arc::new(opened), clock, ids: Arc::new(RandomIds), app: None }
+        Self { opened: Arc::new(opened), clock, ids: Arc::new(RandomIds), vault, app: None }
     }
 
     /// For the server that has it open.
@@ -104,9 +109,10 @@ impl Operator {
         opened: Arc<Opened>,
         clock: Arc<dyn Clock>,
         ids: Arc<dyn IdGen>,
+        vault: VaultKeys,
         app: App,
     ) -> Self {
-        Self { opened, clock, ids, app: Some(app) }
+        Self { opened, clock, ids, vault, app: Some(app) }
     }
 
     /// Closes the store.
@@ -151,6 +157,7 @@ impl Operator {
                 let file = BufReader::new(file);
                 Told::Moved(portable::import(store, clock, workspace.as_ref(), file).await?)
             }
+            Ask::VaultRotate => Told::Resealed(self.vault.rotate(store, clock.now()).await?),
             Ask::Backup { to } => {
                 // What SQLite is about to fill must be private from its first byte.
                 drop(private(&to)?);

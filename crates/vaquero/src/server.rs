@@ -8,6 +8,7 @@ use crate::{
     registries::registries,
     stores::Opened,
     uplink::Egress,
+    vault_keys::VaultKeys,
 };
 use anyhow::Context;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
@@ -122,6 +123,7 @@ impl Server {
         let (shared, live) = (store.store(), store.live());
         let (clock, ids) = (store.clock(), Arc::new(RandomIds));
         let new_key = first_key(config, shared.as_ref(), clock.as_ref()).await?;
+        let vault = VaultKeys::open(config)?;
         let models = upstream(config)?;
         let compute = if config.role == Role::Api { None } else { Some(compute(config).await?) };
         let (drain, stop_worker) = (CancellationToken::new(), CancellationToken::new());
@@ -131,6 +133,7 @@ impl Server {
             live: Arc::clone(&live),
             clock: Arc::clone(&clock),
             ids: Arc::clone(&ids) as _,
+            keys: Arc::clone(&vault.keys),
             models: ModelList::new(Arc::clone(&models), config.models.clone()),
             ended,
             metrics: Arc::new(move || render.render()),
@@ -157,6 +160,7 @@ impl Server {
                 Arc::clone(&store),
                 Arc::clone(&clock),
                 Arc::clone(&ids) as _,
+                vault,
                 app.clone(),
             );
             tasks.spawn(admin::serve(config.data_dir.clone(), operator, drain.clone()));

@@ -31,6 +31,7 @@ use vaquero_testkit::{Client, KEY, Model, of_type, text_of};
 use vaquero_types::{
     EventId, RandomIds, SessionId, SystemClock, Timestamp, WorkspaceId, thread::Thread,
 };
+use vaquero_vault::Keys;
 use vaquero_worker::{Worker, World};
 
 /// Makes every commit durable and says that it failed, the first time it is asked.
@@ -334,6 +335,7 @@ async fn every_step_performed_twice_is_performed_once() -> anyhow::Result<()> {
         live,
         clock,
         ids,
+        keys: Arc::new(Keys::new(Err("no vaults here".to_owned()))),
         models: ModelList::new(models, Vec::new()),
         ended,
         metrics: Arc::new(String::new),

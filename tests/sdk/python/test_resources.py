@@ -53,6 +53,60 @@ def test_environments(client):
         client.beta.environments.retrieve(environment.id)
 
 
+def test_vaults_and_credentials(client):
+    vaults = client.beta.vaults
+    vault = vaults.create(display_name="mine", metadata={"a": "b"})
+    assert vaults.retrieve(vault.id).display_name == "mine"
+    assert vaults.update(vault.id, display_name="yours").metadata == {"a": "b"}
+    assert vault.id in [found.id for found in vaults.list()]
+    bearer = vaults.credentials.create(
+        vault.id, auth={"type": "static_bearer", "mcp_server_url": "https://mcp.example.com/a", "token": "hush"}
+    )
+    assert bearer.auth.type == "static_bearer" and "hush" not in bearer.to_json()
+    with pytest.raises(anthropic.ConflictError):
+        vaults.credentials.create(
+            vault.id, auth={"type": "static_bearer", "mcp_server_url": "https://MCP.example.com/a/", "token": "x"}
+        )
+    oauth = vaults.credentials.create(
+        vault.id,
+        auth={
+            "type": "mcp_oauth",
+            "mcp_server_url": "https://mcp.example.com/b",
+            "access_token": "hush",
+            "refresh": {
+                "client_id": "me",
+                "refresh_token": "hush",
+                "token_endpoint": "https://auth.example.com/token",
+                "token_endpoint_auth": {"type": "client_secret_post", "client_secret": "hush"},
+            },
+        },
+    )
+    assert oauth.auth.refresh.token_endpoint_auth.type == "client_secret_post" and "hush" not in oauth.to_json()
+    changed = vaults.credentials.update(
+        oauth.id, vault_id=vault.id, auth={"type": "mcp_oauth", "access_token": "hush again"}, display_name="named"
+    )
+    assert changed.display_name == "named"
+    assert vaults.credentials.mcp_oauth_validate(oauth.id, vault_id=vault.id).status == "unknown"
+    if NEW:
+        variable = vaults.credentials.create(
+            vault.id,
+            auth={
+                "type": "environment_variable",
+                "secret_name": "TOKEN",
+                "secret_value": "hush",
+                "networking": {"type": "limited", "allowed_hosts": ["api.example.com"]},
+                "injection_location": {"header": True},
+            },
+        )
+        assert variable.auth.injection_location.body is False and "hush" not in variable.to_json()
+    assert oauth.id in [found.id for found in vaults.credentials.list(vault.id, limit=1)]
+    assert vaults.credentials.archive(oauth.id, vault_id=vault.id).archived_at
+    assert vaults.credentials.delete(oauth.id, vault_id=vault.id).type == "vault_credential_deleted"
+    assert vaults.archive(vault.id).archived_at
+    assert vaults.credentials.retrieve(bearer.id, vault_id=vault.id).archived_at
+    assert vaults.delete(vault.id).type == "vault_deleted"
+
+
 def test_models(client):
     assert "scripted" in [model.id for model in client.models.list()]
     assert client.models.retrieve("scripted").id == "scripted"

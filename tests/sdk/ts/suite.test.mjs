@@ -68,6 +68,18 @@ test("lists page by themselves", async () => {
   assert.equal(new Set(all).size, all.length);
 });
 
+test("vaults and credentials", async () => {
+  const vault = await client.beta.vaults.create({ display_name: "mine" });
+  const auth = { type: "static_bearer", mcp_server_url: "https://mcp.example.com/a", token: "hush" };
+  const credential = await client.beta.vaults.credentials.create(vault.id, { auth });
+  assert.ok(!JSON.stringify(credential).includes("hush"));
+  await assert.rejects(client.beta.vaults.credentials.create(vault.id, { auth }), Anthropic.ConflictError);
+  const found = [];
+  for await (const one of client.beta.vaults.credentials.list(vault.id)) found.push(one.id);
+  assert.deepEqual(found, [credential.id]);
+  assert.equal((await client.beta.vaults.delete(vault.id)).type, "vault_deleted");
+});
+
 test("archive and delete", async () => {
   const { id } = await session();
   assert.equal((await client.beta.sessions.archive(id)).status, "terminated");

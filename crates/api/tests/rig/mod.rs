@@ -22,6 +22,7 @@ use vaquero_store::{LocalLive, MemoryStore, SharedStore};
 use vaquero_store_postgres::{PostgresConfig, PostgresStore};
 use vaquero_testkit::Database;
 use vaquero_types::{Clock, IdGen, SessionId, Timestamp};
+use vaquero_vault::{Keyring, Keys, new_key};
 
 pub(crate) const KEY: &str = "test-key-0123456789";
 
@@ -124,6 +125,9 @@ impl Rig {
             live: Arc::clone(&live) as _,
             clock,
             ids,
+            keys: Arc::new(Keys::new(Ok(
+                Keyring::parse(&new_key().expect("randomness")).expect("a key")
+            ))),
             models: ModelList::new(Arc::new(Unconfigured), Vec::new()),
             ended: sender,
             metrics: Arc::new(String::new),
@@ -132,6 +136,12 @@ impl Rig {
         });
         let router = vaquero_api::router(app.clone());
         Self { store, live, _database: database, ended, app, router }
+    }
+
+    /// Whether the store holds a secret of this credential.
+    pub(crate) async fn secret(&self, credential: &str) -> bool {
+        let system = vaquero_types::WorkspaceId::from_wire("wrkspc_system");
+        self.store.document(&system, "secret", credential).await.expect("a store").is_some()
     }
 
     /// Sends a request as it is.

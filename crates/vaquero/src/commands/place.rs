@@ -6,6 +6,7 @@ use crate::{
     config::{Config, ServeArgs},
     operate::{Ask, Operator, Told},
     stores::Opened,
+    vault_keys::VaultKeys,
 };
 use anyhow::Context;
 use std::path::PathBuf;
@@ -43,7 +44,7 @@ impl Place {
             let Some(opened) = Opened::open_for_command(&config).await? else {
                 return admin::ask(&config.data_dir, &ask);
             };
-            let operator = Operator::alone(opened);
+            let operator = Operator::alone(opened, VaultKeys::open(&config)?);
             let told = operator.perform(ask).await;
             operator.close().await;
             told
