@@ -23,6 +23,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "vaquero-sandbox",
             "vaquero-store",
             "vaquero-types",
+            "vaquero-vault",
         ],
     ),
     ("vaquero-blob", &[]),

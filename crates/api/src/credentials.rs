@@ -18,7 +18,7 @@ use vaquero_types::{
 };
 use vaquero_vault::{Keyring, secrets};
 
-pub(crate) const KIND: &str = "vault_credential";
+pub(crate) const KIND: &str = vaquero_vault::variables::CREDENTIAL;
 /// Most active credentials of a vault.
 pub(crate) const MOST: usize = 20;
 

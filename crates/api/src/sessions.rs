@@ -50,7 +50,7 @@ pub(crate) fn show(row: &SessionRow, body: &SessionBody, now: Timestamp) -> Valu
         "deployment_id": null,
         "metadata": body.metadata,
         "resources": [],
-        "vault_ids": [],
+        "vault_ids": body.vault_ids,
         "budget": null,
         "outcome_evaluations": [],
         "usage": row.usage.to_wire(active),

@@ -72,7 +72,6 @@ async fn what_cannot_be_had_yet_is_refused_by_name() {
         answer.invalid().to_owned()
     };
     for (more, word) in [
-        (json!({ "vault_ids": ["vlt_1"] }), "vault"),
         (json!({ "resources": [{ "type": "file", "file_id": "file_1" }] }), "resources"),
         (
             json!({ "budget": { "type": "limit", "max_list_cost": { "amount": "1", "currency": "USD" } } }),

@@ -1,7 +1,12 @@
 //! One sandbox's way out: three sockets, a policy, and a count of what passed and what did not.
 
-use crate::{Dialer, Host, Policy, Refusal, names::Names, proxy, transparent};
+use crate::{
+    Authority, Dialer, Host, Injections, Policy, Refusal, inject::ForHost, names::Names, proxy,
+    transparent,
+};
+use rustls::{ClientConfig, RootCertStore, pki_types::ServerName};
 use std::{
+    fmt,
     future::Future,
     io, net,
     sync::{
@@ -15,6 +20,7 @@ use tokio::{
     net::{TcpListener, TcpStream, UdpSocket},
     sync::{OwnedSemaphorePermit, Semaphore},
 };
+use tokio_rustls::{TlsAcceptor, TlsConnector, server::TlsStream};
 use tokio_util::{
     io::{InspectReader, InspectWriter},
     sync::CancellationToken,
@@ -60,13 +66,82 @@ struct Counters {
     received: AtomicU64,
 }
 
-/// One sandbox's way out.
+/// What a way out is like.
 #[derive(Debug)]
-pub struct Outlet {
+pub struct Plan {
     /// Whose it is, for logs.
+    pub label: String,
+    /// What the sandbox may reach.
+    pub policy: Policy,
+    /// Resolves and dials.
+    pub dialer: Arc<Dialer>,
+    /// Any number that another server is unlikely to have.
+    pub seed: u32,
+    /// Puts in secrets, if the sandbox has the use of any.
+    pub injector: Option<Injector>,
+}
+
+/// How hosts are trusted.
+pub type TrustedHosts = Arc<ClientConfig>;
+
+/// What secrets are put in with.
+pub struct Injector {
+    source: Arc<dyn Injections>,
+    towards_sandbox: TlsAcceptor,
+    towards_hosts: TlsConnector,
+}
+
+impl fmt::Debug for Outlet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Outlet").field("label", &self.label).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Injector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Injector").field("source", &self.source).finish_non_exhaustive()
+    }
+}
+
+impl Injector {
+    /// Opens TLS with this authority; `trust` is how hosts are trusted.
+    pub fn new(
+        authority: &Arc<Authority>,
+        source: Arc<dyn Injections>,
+        trust: TrustedHosts,
+    ) -> Result<Self, rustls::Error> {
+        Ok(Self {
+            source,
+            towards_sandbox: TlsAcceptor::from(authority.server_config()?),
+            towards_hosts: TlsConnector::from(trust),
+        })
+    }
+}
+
+/// Trusts hosts whose certificates come from these roots.
+pub fn trust(roots: RootCertStore) -> Result<TrustedHosts, rustls::Error> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
+}
+
+/// Trusts hosts as this machine does.
+pub fn system_trust() -> Result<TrustedHosts, rustls::Error> {
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    trust(roots)
+}
+
+/// One sandbox's way out.
+pub struct Outlet {
     label: String,
     pub(crate) policy: Policy,
     dialer: Arc<Dialer>,
+    injector: Option<Injector>,
     names: Names,
     counters: Counters,
     places: Arc<Semaphore>,
@@ -74,19 +149,20 @@ pub struct Outlet {
     until: CancellationToken,
 }
 
+/// A connection to a host, whatever is between.
+pub(crate) trait Upstream: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Upstream for T {}
+
 impl Outlet {
-    /// A way out for the sandbox named `label`, until the token is cancelled. `seed` is any number that another server is unlikely to have.
-    pub fn new(
-        label: String,
-        policy: Policy,
-        dialer: Arc<Dialer>,
-        seed: u32,
-        until: CancellationToken,
-    ) -> Arc<Self> {
+    /// A way out, until the token is cancelled.
+    pub fn new(plan: Plan, until: CancellationToken) -> Arc<Self> {
+        let Plan { label, policy, dialer, seed, injector } = plan;
         Arc::new(Self {
             label,
             policy,
             dialer,
+            injector,
             names: Names::new(seed),
             counters: Counters::default(),
             places: Arc::new(Semaphore::new(CONNECTIONS)),
@@ -193,6 +269,39 @@ impl Outlet {
         metrics::counter!("vaquero_egress_connections_total").increment(1);
         tracing::debug!(sandbox = self.label, %host, port, "a sandbox reaches a host");
         Ok(stream)
+    }
+
+    /// The secrets that are for a host.
+    pub(crate) async fn secrets(&self, host: &Host) -> Option<ForHost> {
+        let injector = self.injector.as_ref()?;
+        ForHost::of(&injector.source.now().await, host)
+    }
+
+    /// Answers TLS in the host's place; none if that is not possible.
+    pub(crate) async fn open_tls<C>(&self, client: C) -> Option<TlsStream<C>>
+    where
+        C: AsyncRead + AsyncWrite + Unpin,
+    {
+        // A client that does not trust the sandbox's authority hangs up here, and says why.
+        self.injector.as_ref()?.towards_sandbox.accept(client).await.ok()
+    }
+
+    /// Connects to a host in plain or in TLS.
+    pub(crate) async fn reach(
+        self: &Arc<Self>,
+        host: &Host,
+        port: u16,
+        tls: bool,
+    ) -> Result<Box<dyn Upstream>, Refusal> {
+        let stream = self.counted(self.dial(host, port).await?);
+        let Some(injector) = self.injector.as_ref().filter(|_| tls) else {
+            return Ok(Box::new(stream));
+        };
+        let unreachable = |why: String| Refusal::Unreachable(host.clone(), why);
+        let name =
+            ServerName::try_from(host.to_string()).map_err(|e| unreachable(e.to_string()))?;
+        let connected = injector.towards_hosts.connect(name, stream).await;
+        Ok(Box::new(connected.map_err(|error| unreachable(error.to_string()))?))
     }
 
     /// The connection, with what passes over it counted.

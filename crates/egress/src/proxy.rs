@@ -3,15 +3,15 @@
 
 use crate::{
     Host, Refusal,
-    outlet::Outlet,
+    inject::Body,
+    outlet::{Outlet, Upstream},
     tunnel::{self, Destination},
 };
-use bytes::Bytes;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header,
     uri::{PathAndQuery, Scheme},
 };
-use http_body_util::{Either, Full};
+use http_body_util::{BodyExt, Full};
 use hyper::{
     body::Incoming,
     client::conn::http1::{self as client, SendRequest},
@@ -39,46 +39,54 @@ const HOP_BY_HOP: [HeaderName; 5] = [
     header::TRANSFER_ENCODING,
 ];
 
-type Body = Either<Incoming, Full<Bytes>>;
-
 /// Requests of one client.
 struct Relay {
     outlet: Arc<Outlet>,
     /// Where all of them go, if that is decided already.
     fixed: Option<Destination>,
+    /// The host is to be spoken to in TLS.
+    tls: bool,
     /// The last host's connection, for the next request to it.
-    open: Mutex<Option<(Destination, SendRequest<Incoming>)>>,
+    open: Mutex<Option<(Destination, SendRequest<Body>)>>,
 }
 
 /// Serves a client that knows it speaks to a proxy.
 pub(crate) async fn serve(outlet: &Arc<Outlet>, stream: TcpStream) {
-    let relay = Relay { outlet: Arc::clone(outlet), fixed: None, open: Mutex::new(None) };
+    let relay =
+        Relay { outlet: Arc::clone(outlet), fixed: None, tls: false, open: Mutex::new(None) };
     relay.serve(stream).await;
 }
 
-/// Serves a client that believes it speaks to a host, over a connection to it.
+/// Serves a client that believes it speaks to a host: over a plain connection to it, or in TLS over a new one.
 pub(crate) async fn serve_one<C>(
     outlet: &Arc<Outlet>,
     client: C,
     to: Destination,
-    upstream: TcpStream,
+    plain: Option<TcpStream>,
 ) where
     C: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let Ok(sender) = shake_hands(outlet, upstream).await else { return };
-    let open = Mutex::new(Some((to.clone(), sender)));
-    let relay = Relay { outlet: Arc::clone(outlet), fixed: Some(to), open };
+    let tls = plain.is_none();
+    let open = match plain {
+        Some(upstream) => {
+            let upstream = outlet.counted(upstream);
+            let Ok(sender) = shake_hands(outlet, upstream).await else { return };
+            Some((to.clone(), sender))
+        }
+        None => None,
+    };
+    let relay = Relay { outlet: Arc::clone(outlet), fixed: Some(to), tls, open: Mutex::new(open) };
     relay.serve(client).await;
 }
 
 async fn shake_hands(
     outlet: &Arc<Outlet>,
-    upstream: TcpStream,
-) -> hyper::Result<SendRequest<Incoming>> {
+    upstream: impl Upstream + 'static,
+) -> hyper::Result<SendRequest<Body>> {
     let (sender, connection) = client::Builder::new()
         .max_buf_size(HEAD_BYTES)
         .preserve_header_case(true)
-        .handshake(TokioIo::new(outlet.counted(upstream)))
+        .handshake(TokioIo::new(upstream))
         .await?;
     outlet.spawn(async move {
         // Whoever waits for an answer hears of it.
@@ -189,7 +197,7 @@ impl Relay {
                 tunnel::run(outlet, TokioIo::new(client), to, upstream).await;
             }
         });
-        Ok(Response::new(empty()))
+        Ok(Response::new(text(String::new())))
     }
 
     async fn forward(
@@ -197,9 +205,19 @@ impl Relay {
         mut request: Request<Incoming>,
         to: &Destination,
     ) -> Result<Response<Body>, Refusal> {
+        let secrets = self.outlet.secrets(&to.host).await;
         let upgrade = request.headers().get(header::UPGRADE).cloned();
         let client = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
-        let mut answer = self.send(outgoing(request, to, upgrade.as_ref())?, to).await?;
+        let (mut head, body) = outgoing(request, to, upgrade.as_ref())?.into_parts();
+        let body = match &secrets {
+            Some(secrets) => {
+                secrets.headers(&mut head.headers);
+                let body = secrets.body(body).await;
+                body.map_err(|_| Refusal::Malformed("the body of the request broke off"))?
+            }
+            None => body.boxed_unsync(),
+        };
+        let mut answer = self.send(Request::from_parts(head, body), to).await?;
         if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
             let switched = answer.headers().get(header::UPGRADE).cloned();
             let upstream = hyper::upgrade::on(&mut answer);
@@ -219,13 +237,21 @@ impl Relay {
         } else {
             strip(answer.headers_mut());
         }
-        Ok(answer.map(Either::Left))
+        let Some(secrets) = secrets else { return Ok(answer.map(BodyExt::boxed_unsync)) };
+        let encoding = answer.headers().get(header::CONTENT_ENCODING);
+        if encoding.is_some_and(|encoding| encoding != "identity") {
+            return Err(Refusal::Malformed(
+                "the host compresses what it was asked not to; it cannot be looked through for secrets",
+            ));
+        }
+        secrets.scrub_headers(answer.headers_mut());
+        Ok(answer.map(|body| secrets.scrub_body(body)))
     }
 
     /// Sends a request over the connection that is open to its host, or a new one.
     async fn send(
         &self,
-        mut request: Request<Incoming>,
+        mut request: Request<Body>,
         to: &Destination,
     ) -> Result<Response<Incoming>, Refusal> {
         let mut open = self.open.lock().await;
@@ -245,7 +271,7 @@ impl Relay {
                 },
             }
         }
-        let upstream = self.outlet.dial(&to.host, to.port).await?;
+        let upstream = self.outlet.reach(&to.host, to.port, self.tls).await?;
         let sender = shake_hands(&self.outlet, upstream).await;
         let mut sender = sender.map_err(|error| unreachable(to, &error))?;
         let answer = sender.send_request(request).await.map_err(|error| unreachable(to, &error))?;
@@ -305,14 +331,14 @@ fn switch(headers: &mut HeaderMap, to: HeaderValue) {
     headers.insert(header::UPGRADE, to);
 }
 
-fn empty() -> Body {
-    Either::Right(Full::default())
+fn text(text: String) -> Body {
+    Full::from(text).map_err(|never| match never {}).boxed_unsync()
 }
 
 fn refused(refusal: &Refusal) -> Response<Body> {
-    let mut response = Response::new(Either::Right(Full::from(format!("egress: {refusal}\n"))));
+    let mut response = Response::new(text(format!("egress: {refusal}\n")));
     *response.status_mut() = refusal.status();
-    let text = HeaderValue::from_static("text/plain; charset=utf-8");
-    response.headers_mut().insert(header::CONTENT_TYPE, text);
+    let plain = HeaderValue::from_static("text/plain; charset=utf-8");
+    response.headers_mut().insert(header::CONTENT_TYPE, plain);
     response
 }

@@ -38,7 +38,9 @@ async fn inspected<C>(outlet: &Arc<Outlet>, client: C, to: &Destination, upstrea
 where
     C: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    if !outlet.policy.inspects() {
+    let secrets = outlet.secrets(&to.host).await.is_some();
+    let inspects = outlet.policy.inspects();
+    if !inspects && !secrets {
         return copy(client, outlet.counted(upstream)).await;
     }
     let (mut from, mut back) = split(client);
@@ -58,9 +60,17 @@ where
         Ok(opening) => match &opening.kind {
             Kind::Http => {
                 let client = join(Cursor::new(opening.bytes).chain(from), back);
-                return proxy::serve_one(outlet, client, to.clone(), upstream).await;
+                return proxy::serve_one(outlet, client, to.clone(), Some(upstream)).await;
+            }
+            Kind::Tls(Some(name)) if *name == to.host && secrets => {
+                let client = join(Cursor::new(opening.bytes).chain(from), back);
+                if let Some(client) = outlet.open_tls(client).await {
+                    proxy::serve_one(outlet, client, to.clone(), None).await;
+                }
+                return;
             }
             Kind::Tls(Some(name)) if *name == to.host => Ok(opening),
+            Kind::Tls(_) if !inspects => Ok(opening),
             Kind::Tls(name) => {
                 let said = name
                     .as_ref()

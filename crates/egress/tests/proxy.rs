@@ -16,7 +16,7 @@ use tokio::{
     time::timeout,
 };
 use tokio_util::sync::CancellationToken;
-use vaquero_egress::{Addresses, Counts, Dialer, HostRule, Outlet, Policy, Sockets};
+use vaquero_egress::{Addresses, Counts, Dialer, HostRule, Outlet, Plan, Policy, Sockets};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -83,7 +83,8 @@ fn rig(rules: Option<&[&str]>, operator: &[&str]) -> io::Result<Rig> {
     let allowed = operator.iter().filter_map(|range| range.parse().ok()).collect();
     let dialer = Arc::new(Dialer { addresses: Addresses { allowed }, known });
     let until = CancellationToken::new();
-    let outlet = Outlet::new("test".to_owned(), policy, dialer, 0, until.clone());
+    let plan = Plan { label: "test".to_owned(), policy, dialer, seed: 0, injector: None };
+    let outlet = Outlet::new(plan, until.clone());
     outlet.serve(Sockets { proxy, catch_all, names })?;
     Ok(Rig { outlet, proxy: proxy_at, names: names_at, _until: until.drop_guard() })
 }

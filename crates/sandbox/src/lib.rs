@@ -22,6 +22,6 @@ pub use local::{LimitsMode, LocalConfig, LocalProvider, UnsafeHost};
 pub use report::{Report, Wall, WallState};
 pub use seam::{
     Block, CallState, Capabilities, ComputeProvider, Entry, Fence, Isolation, Kind, Limits,
-    LimitsBy, LimitsState, Networking, Outbound, PART, Page, Piece, Sandbox, SandboxKey,
-    SandboxSpec, Sockets, ToolResult, Uplink,
+    LimitsBy, LimitsState, Networking, Outbound, PART, Page, Piece, Reach, Sandbox, SandboxKey,
+    SandboxSpec, Sockets, ToolResult, Trust, Uplink, Vaults,
 };

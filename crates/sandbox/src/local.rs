@@ -35,8 +35,8 @@ use crate::launcher::wire::{Answer, Ask, Listed, SparesWanted};
 use crate::launcher::{Options, SPARE};
 use crate::remove::remove_tree;
 use crate::seam::{
-    Capabilities, ComputeProvider, Isolation, Limits, LimitsState, Networking, Outbound, Sandbox,
-    SandboxKey, SandboxSpec, Sockets, Uplink, check_part,
+    Capabilities, ComputeProvider, Isolation, Limits, LimitsState, Networking, Outbound, Reach,
+    Sandbox, SandboxKey, SandboxSpec, Sockets, Uplink, check_part,
 };
 
 /// A sandbox has to be there, or refused, within this time.
@@ -112,7 +112,8 @@ impl LocalProvider {
         let session = format!("{CANARY}{}-{number}", std::process::id());
         let key = SandboxKey::default_of(&session);
         let limits = Limits { workspace_bytes: 1 << 20, tmp_bytes: 1 << 20, ..Limits::default() };
-        let outbound = self.inner.uplink.is_some().then(|| Outbound::Limited(Vec::new()));
+        let nothing = Outbound { reach: Reach::Limited(Vec::new()), vaults: None };
+        let outbound = self.inner.uplink.is_some().then_some(nothing);
         let spec = SandboxSpec { generation: 1, epoch: 1, limits, env: BTreeMap::new(), outbound };
         let checked = match self.ensure(&key, &spec).await {
             Ok(sandbox) if self.inner.options.isolated => {
@@ -228,13 +229,14 @@ impl Inner {
         self: &Arc<Self>,
         key: &SandboxKey,
         spec: &SandboxSpec,
+        kept: Option<&str>,
         descriptors: Vec<OwnedFd>,
     ) -> Result<Arc<LocalSandbox>, SandboxError> {
         let mut descriptors = descriptors.into_iter();
         let stream = descriptors.next();
         let stream = stream.ok_or_else(|| SandboxError::gone("the launcher sent no stream"))?;
         let connection = Arc::new(Connection::open(stream, &self.shared)?);
-        let way_out = self.way_out(key, spec, descriptors.collect())?;
+        let way_out = self.way_out(key, spec, kept, descriptors.collect())?;
         let sandbox = Arc::new(LocalSandbox {
             generation: spec.generation,
             connection,
@@ -261,6 +263,7 @@ impl Inner {
         &self,
         key: &SandboxKey,
         spec: &SandboxSpec,
+        kept: Option<&str>,
         sockets: Vec<OwnedFd>,
     ) -> Result<Option<DropGuard>, SandboxError> {
         let (Some(uplink), Some(outbound)) = (&self.uplink, &spec.outbound) else {
@@ -273,7 +276,7 @@ impl Inner {
         let sockets =
             Sockets { proxy: proxy.into(), catch_all: catch_all.into(), names: names.into() };
         let over = CancellationToken::new();
-        let served = uplink.serve(key, outbound, sockets, over.clone());
+        let served = uplink.serve(key, outbound, kept, sockets, over.clone());
         served.map_err(|e| SandboxError::io("cannot serve the sandbox's network", e))?;
         Ok(Some(over.drop_guard()))
     }
@@ -313,6 +316,14 @@ impl Inner {
         let mut last = SandboxError::gone("the launcher does not keep it");
         let idle_ms = u64::try_from(self.config.idle_stop.as_millis()).unwrap_or(u64::MAX);
         let wanted = SparesWanted { count: self.config.spares, idle_ms };
+        let secrets = spec.outbound.as_ref().is_some_and(|outbound| outbound.vaults.is_some());
+        let trust = match &self.uplink {
+            Some(uplink) if secrets => {
+                let made = uplink.authority();
+                Some(made.map_err(|e| SandboxError::io("cannot make an authority", e))?)
+            }
+            _ => None,
+        };
         for _ in 0..4 {
             let launcher = self.launcher().await?;
             let ask = Ask::Create {
@@ -321,11 +332,13 @@ impl Inner {
                 limits: spec.limits,
                 env: spec.env.clone(),
                 network: spec.outbound.is_some(),
-                spares: (!key.session.starts_with(CANARY)).then_some(wanted),
+                trust: trust.clone(),
+                // What a sandbox with secrets is like is not what the next one is like.
+                spares: (!secrets && !key.session.starts_with(CANARY)).then_some(wanted),
             };
             match launcher.post.ask(ask, ENSURE_TIMEOUT).await {
-                Ok((Answer::Stream { .. }, descriptors)) => {
-                    match self.adopt(key, spec, descriptors).await {
+                Ok((Answer::Stream { kept, .. }, descriptors)) => {
+                    match self.adopt(key, spec, kept.as_deref(), descriptors).await {
                         Ok(sandbox) => return Ok(sandbox),
                         Err(SandboxError::StaleFence) => return Err(SandboxError::StaleFence),
                         Err(error) => last = error,
@@ -362,8 +375,8 @@ impl Inner {
             let launcher = self.launcher().await?;
             let ask = Ask::Attach { key: key.clone(), generation };
             match launcher.post.ask(ask, ENSURE_TIMEOUT).await {
-                Ok((Answer::Stream { .. }, descriptors)) => {
-                    match self.adopt(key, spec, descriptors).await {
+                Ok((Answer::Stream { kept, .. }, descriptors)) => {
+                    match self.adopt(key, spec, kept.as_deref(), descriptors).await {
                         Ok(sandbox) => return Ok(Some(sandbox)),
                         Err(SandboxError::StaleFence) => return Err(SandboxError::StaleFence),
                         Err(error) => tracing::warn!(%key, %error, "a sandbox does not answer"),

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 pub use vaquero_hand::pack::{Entry, Kind, PART, Page, Piece};
 pub use vaquero_hand::protocol::{Block, Fence, ToolResult};
+use vaquero_types::{VaultId, WorkspaceId};
 
 use crate::error::SandboxError;
 
@@ -100,9 +101,42 @@ pub struct SandboxSpec {
     pub outbound: Option<Outbound>,
 }
 
-/// What a sandbox may reach. Decided outside of it, by whoever serves its [`Sockets`].
+/// What a sandbox may reach, and with which secrets. Decided outside of it, by whoever serves its [`Sockets`].
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outbound {
+pub struct Outbound {
+    /// The hosts.
+    pub reach: Reach,
+    /// Where its secrets are, if it has the use of any.
+    pub vaults: Option<Vaults>,
+}
+
+/// The vaults of a session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Vaults {
+    /// The workspace they are in.
+    pub workspace: WorkspaceId,
+    /// Which; the first that has a credential wins.
+    pub ids: Vec<VaultId>,
+}
+
+/// An authority over certificates that a sandbox trusts: it lives as long as the sandbox, whatever server serves it.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Trust {
+    /// What the sandbox trusts, in PEM.
+    pub certificate: String,
+    /// What the next server needs to go on with it. A secret.
+    pub kept: String,
+}
+
+impl fmt::Debug for Trust {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Trust")
+    }
+}
+
+/// Which hosts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reach {
     /// The public internet.
     Unrestricted,
     /// Only these hosts; each a name, an address, or `*.` and a domain.
@@ -122,11 +156,15 @@ pub struct Sockets {
 
 /// Serves the sockets of sandboxes.
 pub trait Uplink: Send + Sync + fmt::Debug {
-    /// Answers on the sockets of a sandbox until it is `over`.
+    /// A new authority, for a sandbox that has the use of secrets.
+    fn authority(&self) -> io::Result<Trust>;
+
+    /// Answers on the sockets of a sandbox until it is `over`. `kept` is of the authority it trusts, if it trusts one.
     fn serve(
         &self,
         key: &SandboxKey,
         outbound: &Outbound,
+        kept: Option<&str>,
         sockets: Sockets,
         over: CancellationToken,
     ) -> io::Result<()>;

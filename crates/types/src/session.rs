@@ -1,6 +1,6 @@
 //! Sessions: one run of an agent in an environment, and the status words its threads share.
 
-use crate::agent::SessionAgent;
+use crate::{VaultId, agent::SessionAgent};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -16,6 +16,9 @@ pub struct SessionBody {
     pub title: Option<String>,
     /// At most 16 pairs.
     pub metadata: BTreeMap<String, String>,
+    /// The vaults whose credentials it has the use of, fixed when it is made.
+    #[serde(default)]
+    pub vault_ids: Vec<VaultId>,
 }
 
 /// What a session or thread is doing.

@@ -77,7 +77,7 @@ pub(crate) fn upstream(config: &Config) -> anyhow::Result<Arc<dyn ModelProvider>
     Ok(Arc::new(provider.context("the upstream model cannot be used")?))
 }
 
-async fn compute(config: &Config) -> anyhow::Result<Arc<dyn ComputeProvider>> {
+async fn compute(config: &Config, egress: Egress) -> anyhow::Result<Arc<dyn ComputeProvider>> {
     let mut local = LocalConfig::new(&config.data_dir);
     local.idle_stop = Duration::from_secs(config.sandbox_idle_seconds);
     local.spares = config.sandbox_spares;
@@ -87,7 +87,7 @@ async fn compute(config: &Config) -> anyhow::Result<Arc<dyn ComputeProvider>> {
     };
     match config.sandbox {
         SandboxChoice::Local => {
-            Ok(Arc::new(LocalProvider::start(local, Some(Arc::new(Egress::new(config)))).await?))
+            Ok(Arc::new(LocalProvider::start(local, Some(Arc::new(egress))).await?))
         }
         SandboxChoice::UnsafeHost => {
             tracing::warn!(
@@ -125,7 +125,12 @@ impl Server {
         let new_key = first_key(config, shared.as_ref(), clock.as_ref()).await?;
         let vault = VaultKeys::open(config)?;
         let models = upstream(config)?;
-        let compute = if config.role == Role::Api { None } else { Some(compute(config).await?) };
+        let compute = if config.role == Role::Api {
+            None
+        } else {
+            let egress = Egress::new(config, Arc::clone(&shared), &vault, Arc::clone(&clock))?;
+            Some(compute(config, egress).await?)
+        };
         let (drain, stop_worker) = (CancellationToken::new(), CancellationToken::new());
         let (ended, ended_inbox) = unbounded_channel();
         let app = App::new(Parts {

@@ -1,21 +1,72 @@
-//! Gives each sandbox its way out: the policy of its session, served on its sockets.
+//! Gives each sandbox its way out: the policy of its session, served on its sockets, and the secrets of its vaults put in on the way.
 
-use crate::config::Config;
-use std::{collections::BTreeMap, io, net::IpAddr, sync::Arc};
+use crate::{config::Config, vault_keys::VaultKeys};
+use async_trait::async_trait;
+use std::{
+    collections::BTreeMap,
+    fmt, io,
+    net::IpAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use vaquero_egress::{Addresses, Dialer, HostRule, Outlet, Policy};
-use vaquero_sandbox::{Outbound, SandboxKey, Sockets, Uplink};
+use vaquero_egress::{
+    Addresses, Authority, Dialer, HostRule, Injection, Injections, Injector, Outlet, Plan, Policy,
+    TrustedHosts, system_trust,
+};
+use vaquero_sandbox::{Outbound, Reach, SandboxKey, Sockets, Trust, Uplink, Vaults};
+use vaquero_store::SharedStore;
+use vaquero_types::{
+    Clock,
+    credential::{Auth, CredentialNetworking},
+};
+use vaquero_vault::{Keys, variables};
+
+/// How long secrets are used before they are read again: this long after a change the old ones may still be.
+const FRESH: Duration = Duration::from_secs(2);
+/// How long they are used when they cannot be read again.
+const STALE: Duration = Duration::from_secs(60);
 
 /// Serves the sockets of sandboxes.
-#[derive(Debug)]
 pub(crate) struct Egress {
     dialer: Arc<Dialer>,
+    trust: TrustedHosts,
+    store: SharedStore,
+    keys: Arc<Keys>,
+    clock: Arc<dyn Clock>,
+}
+
+impl fmt::Debug for Egress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Egress").field("dialer", &self.dialer).finish_non_exhaustive()
+    }
 }
 
 impl Egress {
-    pub(crate) fn new(config: &Config) -> Self {
+    pub(crate) fn new(
+        config: &Config,
+        store: SharedStore,
+        vault: &VaultKeys,
+        clock: Arc<dyn Clock>,
+    ) -> anyhow::Result<Self> {
         let addresses = Addresses { allowed: config.egress_allow_private() };
-        Self { dialer: Arc::new(Dialer { addresses, known: hosts_of_tests() }) }
+        let dialer = Arc::new(Dialer { addresses, known: hosts_of_tests() });
+        Ok(Self { dialer, trust: system_trust()?, store, keys: Arc::clone(&vault.keys), clock })
+    }
+
+    /// Puts in the secrets of some vaults.
+    fn injector(&self, vaults: &Vaults, kept: &str) -> io::Result<Injector> {
+        let clock = Arc::clone(&self.clock);
+        let authority = Authority::from_kept(kept, clock).map_err(io::Error::other)?;
+        let source = Secrets {
+            store: Arc::clone(&self.store),
+            keys: Arc::clone(&self.keys),
+            vaults: vaults.clone(),
+            read: Mutex::new(None),
+        };
+        let trust = Arc::clone(&self.trust);
+        Injector::new(&Arc::new(authority), Arc::new(source), trust).map_err(io::Error::other)
     }
 }
 
@@ -28,24 +79,105 @@ fn hosts_of_tests() -> BTreeMap<String, Vec<IpAddr>> {
         .collect()
 }
 
+fn rules(hosts: &[String]) -> Vec<HostRule> {
+    hosts.iter().filter_map(|host| HostRule::parse(host)).collect()
+}
+
 impl Uplink for Egress {
+    fn authority(&self) -> io::Result<Trust> {
+        let made = Authority::new(Arc::clone(&self.clock)).map_err(io::Error::other)?;
+        Ok(Trust { certificate: made.certificate().to_owned(), kept: made.kept() })
+    }
+
     fn serve(
         &self,
         key: &SandboxKey,
         outbound: &Outbound,
+        kept: Option<&str>,
         sockets: Sockets,
         over: CancellationToken,
     ) -> io::Result<()> {
-        let policy = match outbound {
-            Outbound::Unrestricted => Policy::Unrestricted,
-            Outbound::Limited(hosts) => {
-                Policy::Limited(hosts.iter().filter_map(|host| HostRule::parse(host)).collect())
-            }
+        let policy = match &outbound.reach {
+            Reach::Unrestricted => Policy::Unrestricted,
+            Reach::Limited(hosts) => Policy::Limited(rules(hosts)),
         };
-        // Addresses that another server invented must not mean other names here.
-        let seed = getrandom::u32().map_err(io::Error::other)?;
-        let outlet = Outlet::new(key.to_string(), policy, Arc::clone(&self.dialer), seed, over);
+        let injector = match (&outbound.vaults, kept) {
+            (Some(vaults), Some(kept)) => Some(self.injector(vaults, kept)?),
+            _ => None,
+        };
+        let plan = Plan {
+            label: key.to_string(),
+            policy,
+            dialer: Arc::clone(&self.dialer),
+            // Addresses that another server invented must not mean other names here.
+            seed: getrandom::u32().map_err(io::Error::other)?,
+            injector,
+        };
         let Sockets { proxy, catch_all, names } = sockets;
-        outlet.serve(vaquero_egress::Sockets { proxy, catch_all, names })
+        Outlet::new(plan, over).serve(vaquero_egress::Sockets { proxy, catch_all, names })
+    }
+}
+
+/// The secrets of a session's vaults, read again every few seconds: what is changed or archived reaches sandboxes that run.
+struct Secrets {
+    store: SharedStore,
+    keys: Arc<Keys>,
+    vaults: Vaults,
+    read: Mutex<Option<(Instant, Arc<[Injection]>)>>,
+}
+
+impl fmt::Debug for Secrets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Secrets").field("vaults", &self.vaults).finish_non_exhaustive()
+    }
+}
+
+impl Secrets {
+    fn known(&self, within: Duration) -> Option<Arc<[Injection]>> {
+        let read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        let (at, injections) = read.as_ref()?;
+        (at.elapsed() < within).then(|| Arc::clone(injections))
+    }
+
+    async fn open(&self) -> anyhow::Result<Arc<[Injection]>> {
+        let ring = self.keys.get().map_err(anyhow::Error::msg)?;
+        let Vaults { workspace, ids } = &self.vaults;
+        let opened = variables::open(self.store.as_ref(), &ring, workspace, ids).await?;
+        let injections =
+            opened.into_iter().filter_map(|variables::Opened { credential, secret }| {
+                let placeholder = variables::placeholder(&credential.id);
+                let Auth::EnvironmentVariable { networking, injection_location, .. } =
+                    credential.auth
+                else {
+                    return None;
+                };
+                let hosts = match networking {
+                    CredentialNetworking::Unrestricted => None,
+                    CredentialNetworking::Limited { allowed_hosts } => Some(rules(&allowed_hosts)),
+                };
+                let (header, body) = (injection_location.header, injection_location.body);
+                Some(Injection { placeholder, secret, hosts, header, body })
+            });
+        Ok(injections.collect())
+    }
+}
+
+#[async_trait]
+impl Injections for Secrets {
+    async fn now(&self) -> Arc<[Injection]> {
+        if let Some(known) = self.known(FRESH) {
+            return known;
+        }
+        match self.open().await {
+            Ok(injections) => {
+                let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+                *read = Some((Instant::now(), Arc::clone(&injections)));
+                injections
+            }
+            Err(error) => {
+                tracing::error!(vaults = ?self.vaults.ids, error = format!("{error:#}"), "secrets cannot be read");
+                self.known(STALE).unwrap_or_else(|| Arc::from([]))
+            }
+        }
     }
 }

@@ -84,7 +84,7 @@ impl Rig {
         client.say(session, &format!("!bash {command}")).await?;
         let events = client.idle(session).await?;
         let results = of_type(&events, "agent.tool_result");
-        assert_eq!(results.len(), before + 1, "{events:?}");
+        assert_eq!(results.len(), before + 1);
         Ok(results.last().map(|result| text_of(result)).unwrap_or_default())
     }
 

@@ -2,6 +2,7 @@
 //! ever shown: no value of this crate prints a secret or a key.
 
 pub mod secrets;
+pub mod variables;
 
 use aes_gcm::{
     Aes256Gcm, Key, Nonce,

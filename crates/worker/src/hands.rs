@@ -345,7 +345,7 @@ async fn attach(
     key: &SandboxKey,
     mut spec: SandboxSpec,
 ) -> Result<Option<Arc<dyn Sandbox>>, SandboxError> {
-    spec.outbound = origin.outbound(world).await?;
+    origin.complete(world, &mut spec).await?;
     let found = world.compute.attach(key, &spec).await?;
     let (Some(_), Some(checkpoints)) = (&found, &world.checkpoints) else { return Ok(found) };
     let session = SessionId::from_wire(key.session.clone());
@@ -363,7 +363,7 @@ async fn make(
     mut spec: SandboxSpec,
     restore: Option<Restore>,
 ) -> Result<(Arc<dyn Sandbox>, Option<String>), SandboxError> {
-    spec.outbound = origin.outbound(world).await?;
+    origin.complete(world, &mut spec).await?;
     let (Some(restore), Some(checkpoints)) = (restore, &world.checkpoints) else {
         return Ok((world.compute.ensure(key, &spec).await?, None));
     };

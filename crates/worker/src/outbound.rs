@@ -1,14 +1,15 @@
-//! What the sandbox of a session may reach: what its environment says, at the moment its sandbox is made or found again.
+//! What the sandbox of a session may reach, and what stands for its secrets: as its environment and its vaults say at the moment the sandbox is made or found again.
 
 use crate::World;
 use url::Url;
-use vaquero_sandbox::{Networking as Reach, Outbound, SandboxError};
+use vaquero_sandbox::{Networking as Networks, Outbound, Reach, SandboxError, SandboxSpec, Vaults};
 use vaquero_store::document::ENVIRONMENT;
 use vaquero_types::{
-    EnvironmentId, WorkspaceId,
+    EnvironmentId, VaultId, WorkspaceId,
     agent::SessionAgent,
     environment::{Config, Environment, Networking},
 };
+use vaquero_vault::variables;
 
 /// Which session's.
 #[derive(Clone, Debug)]
@@ -17,14 +18,35 @@ pub(crate) struct Origin {
     pub(crate) environment: EnvironmentId,
     /// Hosts of the agent's MCP servers.
     pub(crate) mcp_hosts: Vec<String>,
+    /// Where its secrets are.
+    pub(crate) vaults: Vec<VaultId>,
 }
 
 impl Origin {
-    /// What the sandbox may reach; `None` where sandboxes reach nothing.
-    pub(crate) async fn outbound(&self, world: &World) -> Result<Option<Outbound>, SandboxError> {
-        if world.compute.capabilities().networking == Reach::None {
-            return Ok(None);
+    /// Adds what the sandbox may reach, and the variables that stand for its secrets.
+    pub(crate) async fn complete(
+        &self,
+        world: &World,
+        spec: &mut SandboxSpec,
+    ) -> Result<(), SandboxError> {
+        if world.compute.capabilities().networking == Networks::None {
+            return Ok(());
         }
+        let reach = self.reach(world).await?;
+        let (workspace, ids) = (self.workspace.clone(), self.vaults.clone());
+        let vaults = (!ids.is_empty()).then_some(Vaults { workspace, ids });
+        spec.outbound = Some(Outbound { reach, vaults });
+        let found = variables::of_vaults(world.store.as_ref(), &self.workspace, &self.vaults).await;
+        let found = found.map_err(|error| unknown(&error.to_string()))?;
+        let stand_ins = found.into_iter().map(|(name, credential)| {
+            let stand_in = variables::placeholder(&credential.id);
+            (name, stand_in)
+        });
+        spec.env.extend(stand_ins);
+        Ok(())
+    }
+
+    async fn reach(&self, world: &World) -> Result<Reach, SandboxError> {
         let found = world
             .store
             .document(&self.workspace, ENVIRONMENT, self.environment.as_str())
@@ -32,12 +54,12 @@ impl Origin {
             .map_err(|error| unknown(&error.to_string()))?;
         let Some(document) = found else {
             // It was deleted, and with it what it allowed.
-            return Ok(Some(Outbound::Limited(Vec::new())));
+            return Ok(Reach::Limited(Vec::new()));
         };
         let environment: Environment =
             serde_json::from_str(&document.body).map_err(|error| unknown(&error.to_string()))?;
-        Ok(Some(match environment.config {
-            Config::Cloud { networking: Networking::Unrestricted, .. } => Outbound::Unrestricted,
+        Ok(match environment.config {
+            Config::Cloud { networking: Networking::Unrestricted, .. } => Reach::Unrestricted,
             Config::Cloud {
                 networking:
                     Networking::Limited { allowed_hosts, allow_mcp_servers, allow_package_managers },
@@ -50,10 +72,10 @@ impl Origin {
                 if allow_package_managers {
                     hosts.extend(world.registries.clone().await.iter().cloned());
                 }
-                Outbound::Limited(hosts)
+                Reach::Limited(hosts)
             }
-            Config::SelfHosted => Outbound::Limited(Vec::new()),
-        }))
+            Config::SelfHosted => Reach::Limited(Vec::new()),
+        })
     }
 }
 

@@ -174,6 +174,7 @@ impl Turn {
             workspace: self.lease.workspace.clone(),
             environment: row.environment,
             mcp_hosts: mcp_hosts(&facts.agent),
+            vaults: body.vault_ids,
         };
         let hands = Hands::new(self.world.clone(), &self.lease, origin, report.clone());
         Ok(Run {

@@ -7,7 +7,7 @@ use crate::{
     change::Outcome,
     environments,
     reject::Result,
-    sessions,
+    sessions, vaults,
 };
 use axum::{extract::State, response::Response};
 use serde_json::Value;
@@ -15,7 +15,8 @@ use std::{collections::BTreeMap, sync::Arc};
 use vaquero_core::admission;
 use vaquero_store::{Expect, SessionRow, Write};
 use vaquero_types::{
-    AgentId, ApiError, EnvironmentId, Fields, Invalid, Patch, SessionId, ThreadId, WorkspaceId,
+    AgentId, ApiError, EnvironmentId, Fields, Invalid, Patch, SessionId, ThreadId, VaultId,
+    WorkspaceId,
     agent::{self, SessionAgent},
     environment::{Config, Environment},
     event::ClientEvent,
@@ -25,12 +26,16 @@ use vaquero_types::{
     usage::{Activity, Usage},
 };
 
+/// Most vaults of a session.
+const VAULTS_MAX: usize = 50;
+
 /// A decoded request.
 struct Draft {
     agent: Value,
     environment: EnvironmentId,
     title: Option<String>,
     metadata: BTreeMap<String, String>,
+    vaults: Vec<VaultId>,
     initial_events: Vec<ClientEvent>,
 }
 
@@ -48,6 +53,11 @@ fn decode(mut body: Fields) -> Result<Draft> {
         environment: EnvironmentId::from_wire(body.required_string("environment_id")?),
         title: body.text("title", 0, TITLE_MAX)?,
         metadata: body.metadata("metadata")?,
+        vaults: body
+            .list("vault_ids", VAULTS_MAX, |value, at| {
+                vaquero_types::fields::string(value, &at).map(VaultId::from_wire)
+            })?
+            .unwrap_or_default(),
         initial_events: body
             .list("initial_events", 50, |value, at| {
                 let event = ClientEvent::decode(value, at.clone())?;
@@ -63,7 +73,6 @@ fn decode(mut body: Fields) -> Result<Draft> {
             .unwrap_or_default(),
     };
     unavailable(&mut body, "resources", "resources are")?;
-    unavailable(&mut body, "vault_ids", "vaults are")?;
     unavailable(&mut body, "budget", "budgets are")?;
     body.finish()?;
     Ok(draft)
@@ -101,7 +110,21 @@ async fn decide(app: App, posted: Arc<Posted>, _ids: PathIds) -> Result<Outcome>
         expect: Expect::Revision(document.revision),
     });
     let now = app.now();
-    let body = SessionBody { agent, title: draft.title, metadata: draft.metadata };
+    for vault in &draft.vaults {
+        let (document, _) = vaults::find_open(app, workspace, vault.as_str()).await?;
+        writes.push(Write::CheckDocument {
+            workspace: workspace.clone(),
+            kind: vaults::KIND.to_owned(),
+            id: document.id,
+            expect: Expect::Revision(document.revision),
+        });
+    }
+    let body = SessionBody {
+        agent,
+        title: draft.title,
+        metadata: draft.metadata,
+        vault_ids: draft.vaults,
+    };
     let id = SessionId::new(app.new_id());
     let mut row = SessionRow {
         id: id.clone(),

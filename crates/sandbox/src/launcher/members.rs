@@ -20,18 +20,35 @@ use rustix::process::{
 use super::cgroup::Group;
 use super::child::{self, CONTROL_FD, Plan, Walls};
 use super::network::{PROXY_PORT, SOCKETS};
-use super::rootfs::{RootPlan, SESSION_DIRS, c_path};
+use super::rootfs::{RootPlan, SESSION_DIRS, Source, c_path};
 use super::start::Ready;
-use super::sys::{self, Cloned};
+use super::sys::{self, ATTR_NODEV, ATTR_NOSUID, ATTR_RDONLY, Cloned};
 use super::uids::{IdMapping, RANGE};
 use super::{Trouble, now, probe};
 use crate::hand::command_line;
-use crate::seam::{Limits, SandboxKey};
+use crate::seam::{Limits, SandboxKey, Trust};
 
 /// A child that has not become PID 1 within this time never will.
 const START_TIMEOUT: Duration = Duration::from_secs(20);
 
 const SEARCH_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Where programs are told to look for certificates, by the names under which they ask.
+const TRUST: &str = "/etc/ssl/certs/ca-certificates.crt";
+const TRUSTING: [&str; 12] = [
+    "SSL_CERT_FILE",
+    "CURL_CA_BUNDLE",
+    "REQUESTS_CA_BUNDLE",
+    "PIP_CERT",
+    "NODE_EXTRA_CA_CERTS",
+    "GIT_SSL_CAINFO",
+    "CARGO_HTTP_CAINFO",
+    "AWS_CA_BUNDLE",
+    "DENO_CERT",
+    "NIX_SSL_CERT_FILE",
+    "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH",
+    "HTTPLIB2_CA_CERTS",
+];
 
 /// What is asked for.
 pub(crate) struct Order<'a> {
@@ -41,6 +58,8 @@ pub(crate) struct Order<'a> {
     pub(crate) env: &'a BTreeMap<String, String>,
     /// Whether it gets a way out.
     pub(crate) network: bool,
+    /// The authority it is to trust.
+    pub(crate) trust: Option<&'a Trust>,
     /// The session's directory, which exists with all its parts.
     pub(crate) session: PathBuf,
     /// First host id of its range; `None` with a single id.
@@ -58,6 +77,8 @@ pub(crate) struct Member {
     /// Where its child sends the sockets of its way out while it starts.
     coming: Option<OwnedFd>,
     sockets: Vec<OwnedFd>,
+    /// Kept for whichever server comes next; the launcher has no use for it.
+    pub(crate) kept: Option<String>,
     group: Group,
     isolated: bool,
     /// Until it has become PID 1: where it would say what failed, and when to give up.
@@ -164,6 +185,7 @@ impl Member {
             control,
             coming,
             sockets: Vec::new(),
+            kept: order.trust.map(|trust| trust.kept.clone()),
             group: Group::default(),
             isolated: order.isolated,
             starting: Some((File::from(starting), now() + START_TIMEOUT)),
@@ -281,7 +303,12 @@ fn walls(order: &Order<'_>, ready: &Ready, sockets: Option<OwnedFd>) -> io::Resu
     // Only the owner of the mount namespace may clone mounts; a user's child does it by path.
     let trees = IdMapping::detect() == IdMapping::Ranges;
     let pid_max = ready.cgroups.is_none();
-    let root = RootPlan::new(&ready.skeleton, &order.session, trees, order.limits, pid_max)?;
+    let mut root = RootPlan::new(&ready.skeleton, &order.session, trees, order.limits, pid_max)?;
+    if let Some(trust) = order.trust {
+        let bundle = order.session.join("trust.pem");
+        ready.skeleton.write_trust(&bundle, &trust.certificate)?;
+        root.trust = Some(Source::of(&bundle, trees, ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV)?);
+    }
     Ok(Walls::Isolated { root: Box::new(root), own_ids: order.base.is_some(), sockets })
 }
 
@@ -304,6 +331,9 @@ fn environment(order: &Order<'_>) -> io::Result<Vec<CString>> {
     if order.network && order.isolated {
         for name in ["HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"] {
             all.insert(name, &proxy);
+        }
+        if order.trust.is_some() {
+            all.extend(TRUSTING.map(|name| (name, TRUST)));
         }
         for name in ["NO_PROXY", "no_proxy"] {
             all.insert(name, "localhost,127.0.0.1,::1");

@@ -48,6 +48,9 @@ const PUBLIC_ETC: [&str; 10] = [
 const PUBLIC_ETC_DIRS: [&str; 5] =
     ["alternatives", "ssl/certs", "pki/tls/certs", "pki/ca-trust/extracted", "ca-certificates"];
 
+/// Where programs find the certificates they trust.
+const BUNDLE: &str = "etc/ssl/certs/ca-certificates.crt";
+
 /// The skeleton on disk, and which parts of the host are mounted on it.
 #[derive(Debug)]
 pub(crate) struct Skeleton {
@@ -96,8 +99,28 @@ impl Skeleton {
             symlink(target, root.join("dev").join(link))?;
         }
         write_etc(&root.join("etc"))?;
+        // Something to mount certificates on, also where the host has none.
+        let bundle = root.join(BUNDLE);
+        if bundle.is_symlink() {
+            // It may lead anywhere: the file itself takes its place.
+            fs::remove_file(&bundle)?;
+            drop(fs::copy(Path::new("/").join(BUNDLE), &bundle));
+        }
+        if !bundle.exists() {
+            dir("etc/ssl/certs")?;
+            fs::write(bundle, "")?;
+        }
         let aliases = link_aliases(root)?;
         Ok(Self { root: root.to_owned(), aliases })
+    }
+
+    /// Writes a file of the host's certificates and another one.
+    pub(crate) fn write_trust(&self, to: &Path, certificate: &str) -> io::Result<()> {
+        let mut all = fs::read(self.root.join(BUNDLE))?;
+        all.push(b'\n');
+        all.extend_from_slice(certificate.as_bytes());
+        fs::write(to, all)?;
+        fs::set_permissions(to, fs::Permissions::from_mode(0o644))
     }
 
     /// Where it is.
@@ -237,6 +260,8 @@ pub(crate) struct RootPlan {
     pub(crate) limits: Limits,
     /// Limits processes by the namespace's own `pid_max`, for want of a cgroup.
     pub(crate) pid_max: bool,
+    /// A file of certificates that takes the place of the host's.
+    pub(crate) trust: Option<Source>,
 }
 
 impl RootPlan {
@@ -254,7 +279,7 @@ impl RootPlan {
             .map(|(name, _)| Source::of(&session.join(name), trees, ATTR_NOSUID | ATTR_NODEV))
             .collect();
         let aliases = skeleton.aliases.clone();
-        Ok(Self { skeleton: root, aliases, session: session?, limits, pid_max })
+        Ok(Self { skeleton: root, aliases, session: session?, limits, pid_max, trust: None })
     }
 }
 
@@ -289,6 +314,9 @@ pub(crate) fn enter(plan: RootPlan) -> Result<(), Step> {
         session.push((at("open the workspace", tree)?, place));
     }
 
+    let trust = plan.trust.map(|source| source.into_tree(guarded)).transpose();
+    let trust = at("open the certificates", trust)?;
+
     at("attach the root", attach(root.as_fd(), c"/usr"))?;
     at("enter the root", rustix::process::chdir("/usr"))?;
     for (tree, place) in &usr {
@@ -300,6 +328,9 @@ pub(crate) fn enter(plan: RootPlan) -> Result<(), Step> {
     }
     for (tree, place) in &session {
         at("mount the workspace", attach(tree.as_fd(), place))?;
+    }
+    if let Some(trust) = &trust {
+        at("mount the certificates", attach(trust.as_fd(), c"etc/ssl/certs/ca-certificates.crt"))?;
     }
     mount_kernel_file_systems(&plan.limits)?;
     if plan.pid_max {

@@ -13,7 +13,7 @@ use rustix::net::{
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::seam::{Limits, LimitsBy, SandboxKey};
+use crate::seam::{Limits, LimitsBy, SandboxKey, Trust};
 
 /// Raised whenever a message other than `Hello` and `Quit` changes its meaning.
 pub(crate) const VERSION: u32 = 3;
@@ -52,6 +52,8 @@ pub(crate) enum Ask {
         env: BTreeMap<String, String>,
         /// Whether it has a way out.
         network: bool,
+        /// The authority it is to trust.
+        trust: Option<Trust>,
         spares: Option<SparesWanted>,
     },
     /// Connect to it if this generation lives.
@@ -92,7 +94,11 @@ pub(crate) enum Answer {
         limits: Option<LimitsBy>,
     },
     /// A stream to the sandbox's PID 1 comes with this message, and the sockets of its way out if it has one.
-    Stream { generation: u64 },
+    Stream {
+        generation: u64,
+        /// Of the authority it trusts.
+        kept: Option<String>,
+    },
     /// No such sandbox, or another generation of it.
     Absent { alive: Option<u64> },
     /// Done.

@@ -8,7 +8,9 @@ use async_trait::async_trait;
 
 use super::{LocalConfig, LocalProvider};
 use crate::error::SandboxError;
-use crate::seam::{Capabilities, ComputeProvider, Outbound, Sandbox, SandboxKey, SandboxSpec};
+use crate::seam::{
+    Capabilities, ComputeProvider, Outbound, Reach, Sandbox, SandboxKey, SandboxSpec,
+};
 
 /// The way around isolation that an operator has to name: the same hand, on the host itself.
 #[derive(Debug, Clone)]
@@ -34,9 +36,16 @@ impl ComputeProvider for UnsafeHost {
         key: &SandboxKey,
         spec: &SandboxSpec,
     ) -> Result<Arc<dyn Sandbox>, SandboxError> {
-        if matches!(spec.outbound, Some(Outbound::Limited(_))) {
+        let limited = |outbound: &Outbound| matches!(outbound.reach, Reach::Limited(_));
+        if spec.outbound.as_ref().is_some_and(limited) {
             return Err(SandboxError::unavailable(
                 "sandbox required: the environment limits networking, which nothing on the host itself can",
+                "start the server with --sandbox local",
+            ));
+        }
+        if spec.outbound.as_ref().is_some_and(|outbound| outbound.vaults.is_some()) {
+            return Err(SandboxError::unavailable(
+                "sandbox required: the session has vaults, and on the host itself nothing keeps their secrets from its commands",
                 "start the server with --sandbox local",
             ));
         }

@@ -10,7 +10,7 @@ use crate::launcher::spares::{self, Kind, is_spare};
 use crate::launcher::uids::{IdMapping, range_of};
 use crate::launcher::wire::{self, Answer, Ask, Listed, PAGE, Question};
 use crate::launcher::{Trouble, limits_by, log, probe};
-use crate::seam::{SandboxKey, check_part};
+use crate::seam::{SandboxKey, Trust, check_part};
 
 impl Office {
     pub(super) fn decide(&mut self, question: &Question, begun: bool) -> Verdict {
@@ -29,9 +29,12 @@ impl Office {
             Ask::Create { .. } | Ask::Attach { .. } if self.quit_by.is_some() => {
                 Verdict::now(Answer::Absent { alive: None })
             }
-            Ask::Create { key, generation, limits, env, network, .. } => {
+            Ask::Create { key, generation, limits, env, network, trust, .. } => {
                 let kind = Kind { limits: *limits, env: env.clone(), network: *network };
-                if self.members.contains_key(key) || self.take_spare(key, *generation, &kind) {
+                let plain = trust.is_none();
+                if self.members.contains_key(key)
+                    || (plain && self.take_spare(key, *generation, &kind))
+                {
                     return self.connect(key, *generation);
                 }
                 if begun {
@@ -40,7 +43,7 @@ impl Office {
                         "see the launcher's log; the memory limit may be too low to start anything",
                     ));
                 }
-                match self.create(key, *generation, &kind) {
+                match self.create(key, *generation, &kind, trust.as_ref()) {
                     Ok(()) => Verdict::Begun,
                     Err(trouble) => Verdict::failed(trouble),
                 }
@@ -58,7 +61,13 @@ impl Office {
         }
     }
 
-    fn create(&mut self, key: &SandboxKey, generation: u64, kind: &Kind) -> Result<(), Trouble> {
+    fn create(
+        &mut self,
+        key: &SandboxKey,
+        generation: u64,
+        kind: &Kind,
+        trust: Option<&Trust>,
+    ) -> Result<(), Trouble> {
         let bad = |e: crate::error::SandboxError| Trouble::new(e.to_string(), "use another id");
         check_part("session", &key.session).map_err(bad)?;
         check_part("name", &key.name).map_err(bad)?;
@@ -69,7 +78,7 @@ impl Office {
         let isolated = self.options.isolated;
         let Kind { limits, env, network } = kind;
         let (limits, network) = (*limits, *network);
-        let order = Order { key, generation, limits, env, network, session, base, isolated };
+        let order = Order { key, generation, limits, env, network, trust, session, base, isolated };
         let member = Member::start(&order, &self.ready)?;
         self.members.insert(key.clone(), member);
         Ok(())
@@ -101,7 +110,7 @@ impl Office {
         }
         let busy = !self.waiting.is_empty();
         let Some((key, kind)) = self.spares.next(busy, &self.members) else { return };
-        if let Err(trouble) = self.create(&key, spares::GENERATION, &kind) {
+        if let Err(trouble) = self.create(&key, spares::GENERATION, &kind, None) {
             log(&format!("{key}: {}", trouble.what));
             self.spares.forgo();
             spares::remove(&self.options.workspaces.join(&key.session));
@@ -141,7 +150,10 @@ impl Office {
             Ok(descriptors)
         });
         match connected {
-            Ok(descriptors) => Verdict::Now(Answer::Stream { generation }, descriptors),
+            Ok(descriptors) => {
+                let kept = member.kept.clone();
+                Verdict::Now(Answer::Stream { generation, kept }, descriptors)
+            }
             Err(error) => {
                 log(&format!("{key} does not take connections ({error}): ending it"));
                 self.kill(|k| k == key);

@@ -10,8 +10,8 @@ use std::{
 };
 use tokio_util::sync::CancellationToken;
 use vaquero_sandbox::{
-    ComputeProvider, Fence, LimitsMode, LocalConfig, LocalProvider, Outbound, SandboxKey,
-    SandboxSpec, Sockets, Uplink, measure_bare,
+    ComputeProvider, Fence, LimitsMode, LocalConfig, LocalProvider, Outbound, Reach, SandboxKey,
+    SandboxSpec, Sockets, Trust, Uplink, measure_bare,
 };
 
 /// Longer than it takes to make a spare.
@@ -45,10 +45,15 @@ pub(crate) async fn measure(args: &Args) -> anyhow::Result<()> {
 struct Nowhere;
 
 impl Uplink for Nowhere {
+    fn authority(&self) -> std::io::Result<Trust> {
+        Err(std::io::ErrorKind::Unsupported.into())
+    }
+
     fn serve(
         &self,
         _key: &SandboxKey,
         _outbound: &Outbound,
+        _kept: Option<&str>,
         _sockets: Sockets,
         _over: CancellationToken,
     ) -> std::io::Result<()> {
@@ -68,7 +73,7 @@ async fn calls(exe: &Path, spares: u32, count: usize) -> anyhow::Result<Calls> {
         epoch: 1,
         limits: vaquero_sandbox::Limits::default(),
         env: BTreeMap::new(),
-        outbound: Some(Outbound::Unrestricted),
+        outbound: Some(Outbound { reach: Reach::Unrestricted, vaults: None }),
     };
     let fence = Fence { epoch: 1, generation: 1 };
     let mut calls = Calls::default();

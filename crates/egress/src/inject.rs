@@ -1,0 +1,277 @@
+//! Secrets for placeholders, on the way out; and placeholders for secrets, on the way back.
+
+use crate::{Host, HostRule, replace::Replacer};
+use async_trait::async_trait;
+use base64::{Engine, engine::general_purpose::STANDARD};
+use bytes::Bytes;
+use futures::{StreamExt, stream};
+use http::{HeaderMap, HeaderValue, header};
+use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
+use hyper::body::{Body as _, Frame, Incoming};
+use std::{fmt, sync::Arc};
+
+/// A body of any make.
+pub(crate) type Body = UnsyncBoxBody<Bytes, hyper::Error>;
+
+/// Bodies up to this are held, so that their length can be told in advance; longer ones are sent in chunks.
+const HELD: u64 = 1 << 20;
+
+/// One secret that a sandbox may use without ever having it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Injection {
+    /// What the sandbox has instead.
+    pub placeholder: String,
+    /// The secret.
+    pub secret: String,
+    /// To which hosts it may go; `None` for all that the sandbox may reach.
+    pub hosts: Option<Vec<HostRule>>,
+    /// Whether it is put into the values of headers.
+    pub header: bool,
+    /// Whether it is put into bodies.
+    pub body: bool,
+}
+
+impl fmt::Debug for Injection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Injection").field("placeholder", &self.placeholder).finish_non_exhaustive()
+    }
+}
+
+impl Injection {
+    fn covers(&self, host: &Host) -> bool {
+        self.hosts.as_ref().is_none_or(|rules| rules.iter().any(|rule| rule.covers(host)))
+    }
+}
+
+/// The secrets of a sandbox as they are now: they change while it runs.
+#[async_trait]
+pub trait Injections: Send + Sync + fmt::Debug {
+    /// All of them.
+    async fn now(&self) -> Arc<[Injection]>;
+}
+
+/// The secrets that are for one host.
+#[derive(Clone, Debug)]
+pub(crate) struct ForHost(Vec<Injection>);
+
+impl ForHost {
+    /// None if no secret is for the host.
+    pub(crate) fn of(all: &[Injection], host: &Host) -> Option<Self> {
+        let covering: Vec<Injection> = all.iter().filter(|one| one.covers(host)).cloned().collect();
+        (!covering.is_empty()).then_some(Self(covering))
+    }
+
+    fn pairs(&self, wanted: impl Fn(&Injection) -> bool) -> Vec<(Vec<u8>, Vec<u8>)> {
+        let wanted = self.0.iter().filter(|one| wanted(one));
+        wanted
+            .map(|one| (one.placeholder.as_bytes().to_vec(), one.secret.as_bytes().to_vec()))
+            .collect()
+    }
+
+    /// Puts secrets into the values of headers.
+    pub(crate) fn headers(&self, headers: &mut HeaderMap) {
+        let Some(mut replacer) = Replacer::new(self.pairs(|one| one.header)) else { return };
+        for (name, value) in headers.iter_mut() {
+            let replaced = if *name == header::AUTHORIZATION {
+                basic(value, &mut replacer).unwrap_or_else(|| replacer.whole(value.as_bytes()))
+            } else {
+                replacer.whole(value.as_bytes())
+            };
+            if replaced != value.as_bytes()
+                && let Ok(mut fresh) = HeaderValue::from_bytes(&replaced)
+            {
+                fresh.set_sensitive(true);
+                *value = fresh;
+            }
+        }
+        // What comes back is looked through, and so must be readable.
+        headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+    }
+
+    /// Puts secrets into a body.
+    pub(crate) async fn body(&self, body: Incoming) -> Result<Body, hyper::Error> {
+        let Some(mut replacer) = Replacer::new(self.pairs(|one| one.body)) else {
+            return Ok(body.boxed_unsync());
+        };
+        if body.is_end_stream() {
+            return Ok(body.boxed_unsync());
+        }
+        if body.size_hint().upper().is_some_and(|size| size <= HELD) {
+            let bytes = body.collect().await?.to_bytes();
+            return Ok(whole(Bytes::from(replacer.whole(&bytes))));
+        }
+        Ok(replaced(body, replacer))
+    }
+
+    /// Takes secrets out of the values of headers that come back.
+    pub(crate) fn scrub_headers(&self, headers: &mut HeaderMap) {
+        let Some(mut scrubber) = self.scrubber() else { return };
+        for value in headers.values_mut() {
+            let scrubbed = scrubber.whole(value.as_bytes());
+            if scrubbed != value.as_bytes()
+                && let Ok(fresh) = HeaderValue::from_bytes(&scrubbed)
+            {
+                *value = fresh;
+            }
+        }
+    }
+
+    /// Takes secrets out of a body that comes back.
+    pub(crate) fn scrub_body(&self, body: Incoming) -> Body {
+        match self.scrubber() {
+            Some(scrubber) => replaced(body, scrubber),
+            None => body.boxed_unsync(),
+        }
+    }
+
+    /// Replaces secrets in all forms in which a host might repeat them by as many stars, so that lengths stay true.
+    fn scrubber(&self) -> Option<Replacer> {
+        let forms = self.0.iter().flat_map(|one| forms(one.secret.as_bytes()));
+        Replacer::new(forms.map(|form| (form.clone(), vec![b'*'; form.len()])).collect())
+    }
+}
+
+/// A secret as it is, in base64 wherever in a text it stands, and as URLs have it.
+fn forms(secret: &[u8]) -> Vec<Vec<u8>> {
+    // Shorter ones are everywhere.
+    const SHORTEST: usize = 4;
+    let mut forms = vec![secret.to_vec()];
+    for before in 0..3 {
+        let padded = [&vec![0; before], secret].concat();
+        let text = STANDARD.encode(&padded);
+        // What depends on the neighbours of the secret is left out.
+        let first = (before * 8).div_ceil(6);
+        let last = padded.len() * 8 / 6;
+        let inner = text.as_bytes().get(first..last).unwrap_or_default().to_vec();
+        let for_urls = inner.iter().map(|byte| match byte {
+            b'+' => b'-',
+            b'/' => b'_',
+            other => *other,
+        });
+        forms.push(for_urls.collect());
+        forms.push(inner);
+    }
+    let upper: String = url::form_urlencoded::byte_serialize(secret).collect();
+    forms.push(upper.replace('+', "%20").into_bytes());
+    forms.push(upper.to_ascii_lowercase().into_bytes());
+    forms.push(upper.into_bytes());
+    forms.push(secret.iter().flat_map(|byte| format!("{byte:02x}").into_bytes()).collect());
+    forms.retain(|form| form.len() >= SHORTEST);
+    forms.sort();
+    forms.dedup();
+    forms
+}
+
+/// `Basic` credentials with the secret in them.
+fn basic(value: &HeaderValue, replacer: &mut Replacer) -> Option<Vec<u8>> {
+    let text = value.to_str().ok()?;
+    let (scheme, credentials) = text.split_once(' ')?;
+    if !scheme.eq_ignore_ascii_case("basic") {
+        return None;
+    }
+    let plain = STANDARD.decode(credentials.trim()).ok()?;
+    Some(format!("{scheme} {}", STANDARD.encode(replacer.whole(&plain))).into_bytes())
+}
+
+fn whole(bytes: Bytes) -> Body {
+    Full::new(bytes).map_err(|never| match never {}).boxed_unsync()
+}
+
+/// A body with its words replaced while it passes.
+fn replaced(body: Incoming, replacer: Replacer) -> Body {
+    let state = (body, Some(replacer));
+    let frames = stream::unfold(state, |(mut body, mut replacer)| async move {
+        let words = replacer.as_mut()?;
+        match body.frame().await {
+            Some(Ok(frame)) => match frame.into_data() {
+                Ok(data) => {
+                    let frame = Frame::data(words.push(&data));
+                    Some((vec![Ok(frame)], (body, replacer)))
+                }
+                Err(trailers) => {
+                    let rest = Frame::data(words.finish());
+                    Some((vec![Ok(rest), Ok(trailers)], (body, None)))
+                }
+            },
+            Some(Err(error)) => Some((vec![Err(error)], (body, None))),
+            None => Some((vec![Ok(Frame::data(words.finish()))], (body, None))),
+        }
+    });
+    let frames = frames.flat_map(stream::iter).filter(|frame| {
+        let empty = frame
+            .as_ref()
+            .is_ok_and(|frame: &Frame<Bytes>| frame.data_ref().is_some_and(Bytes::is_empty));
+        futures::future::ready(!empty)
+    });
+    StreamBody::new(frames).boxed_unsync()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn secrets(secret: &str, hosts: Option<&[&str]>) -> Injection {
+        let rules =
+            hosts.map(|hosts| hosts.iter().filter_map(|host| HostRule::parse(host)).collect());
+        Injection {
+            placeholder: "PLACEHOLDER".to_owned(),
+            secret: secret.to_owned(),
+            hosts: rules,
+            header: true,
+            body: true,
+        }
+    }
+
+    fn for_host(host: &str, injection: Injection) -> Option<ForHost> {
+        ForHost::of(&[injection], &Host::parse(host).expect("a host"))
+    }
+
+    #[test]
+    fn headers_get_the_secret_of_their_host_alone() {
+        let limited = secrets("s3cr3t", Some(&["api.example", "*.sub.example"]));
+        assert!(for_host("other.example", limited.clone()).is_none());
+        assert!(for_host("sub.example", limited.clone()).is_none());
+        for host in ["api.example", "a.sub.example"] {
+            let for_host = for_host(host, limited.clone()).expect("it is for this host");
+            let mut headers = HeaderMap::new();
+            headers.insert("x-key", HeaderValue::from_static("k PLACEHOLDER."));
+            let basic = format!("Basic {}", STANDARD.encode("me:PLACEHOLDER"));
+            headers.insert("authorization", HeaderValue::from_str(&basic).expect("text"));
+            headers.insert("accept-encoding", HeaderValue::from_static("gzip"));
+            for_host.headers(&mut headers);
+            assert_eq!(headers["x-key"], "k s3cr3t.");
+            assert_eq!(headers["authorization"], format!("Basic {}", STANDARD.encode("me:s3cr3t")));
+            assert_eq!(headers["accept-encoding"], "identity");
+            assert!(headers["x-key"].is_sensitive() && !format!("{headers:?}").contains("s3cr3t"));
+        }
+        let not_in_headers = Injection { header: false, ..limited };
+        let mut headers = HeaderMap::new();
+        headers.insert("x-key", HeaderValue::from_static("PLACEHOLDER"));
+        for_host("api.example", not_in_headers).expect("it is").headers(&mut headers);
+        assert_eq!(headers["x-key"], "PLACEHOLDER");
+    }
+
+    #[test]
+    fn what_comes_back_holds_no_form_of_the_secret() {
+        let secret = "top/s+cret value~1";
+        let for_host = for_host("a.example", secrets(secret, None)).expect("all hosts");
+        let mut scrubber = for_host.scrubber().expect("words");
+        let url: String = url::form_urlencoded::byte_serialize(secret.as_bytes()).collect();
+        for before in ["", "a", "ab", "abc"] {
+            for echoed in [
+                format!("{before}{secret}!"),
+                STANDARD.encode(format!("{before}{secret}!")),
+                base64::engine::general_purpose::URL_SAFE.encode(format!("{before}{secret}")),
+                format!("x={url}&"),
+                url.to_lowercase(),
+                url.replace('+', "%20"),
+            ] {
+                let scrubbed = String::from_utf8(scrubber.whole(echoed.as_bytes())).expect("text");
+                assert_eq!(scrubbed.len(), echoed.len());
+                assert!(scrubbed.contains("********"), "{echoed} became {scrubbed}");
+                let decoded = STANDARD.decode(scrubbed.trim_matches('*')).unwrap_or_default();
+                assert!(!String::from_utf8_lossy(&decoded).contains("s+cret"), "{scrubbed}");
+            }
+        }
+    }
+}

@@ -1,0 +1,291 @@
+//! Secrets on their way: what a host reads in a placeholder's place, and what a sandbox reads of what the host repeats.
+
+#![expect(clippy::panic_in_result_fn, reason = "assertions are what a test is for")]
+
+use anyhow::Context;
+use async_trait::async_trait;
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rustls::{
+    RootCertStore, ServerConfig,
+    pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer},
+};
+use std::{
+    net,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    time::timeout,
+};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+use tokio_util::{
+    sync::{CancellationToken, DropGuard},
+    task::TaskTracker,
+};
+use vaquero_egress::{
+    Addresses, Authority, Dialer, HostRule, Injection, Injections, Injector, Outlet, Plan, Policy,
+    Sockets, trust,
+};
+use vaquero_types::SystemClock;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+const PLACEHOLDER: &str = "PLACEHOLDER-1";
+const SECRET: &str = "top-s3cret-value";
+
+#[derive(Debug)]
+struct Changing(Mutex<Arc<[Injection]>>);
+
+#[async_trait]
+impl Injections for Changing {
+    async fn now(&self) -> Arc<[Injection]> {
+        Arc::clone(&self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Changing {
+    fn set(&self, injections: Vec<Injection>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = injections.into();
+    }
+}
+
+fn injection(hosts: &[&str]) -> Injection {
+    Injection {
+        placeholder: PLACEHOLDER.to_owned(),
+        secret: SECRET.to_owned(),
+        hosts: Some(hosts.iter().filter_map(|host| HostRule::parse(host)).collect()),
+        header: true,
+        body: true,
+    }
+}
+
+/// Answers each request with all that was read of it.
+async fn echo(mut stream: impl AsyncRead + AsyncWrite + Unpin) {
+    let mut request = Vec::new();
+    loop {
+        let mut buffer = [0; 4096];
+        let read = stream.read(&mut buffer).await.unwrap_or(0);
+        if read == 0 {
+            return;
+        }
+        request.extend_from_slice(&buffer[..read]);
+        let text = String::from_utf8_lossy(&request).into_owned();
+        let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
+        let length = head.lines().find_map(|line| {
+            let (name, value) = line.split_once(": ")?;
+            name.eq_ignore_ascii_case("content-length").then(|| value.parse::<usize>().ok())?
+        });
+        let whole = if head.to_lowercase().contains("transfer-encoding: chunked") {
+            body.ends_with("\r\n0\r\n\r\n")
+        } else {
+            body.len() >= length.unwrap_or(0)
+        };
+        if whole {
+            let echoed = text.replace("\r\n", "\n");
+            let seen = head.lines().find(|line| line.to_lowercase().starts_with("x-key"));
+            let answer = format!(
+                "HTTP/1.1 200 OK\r\ncontent-length: {}\r\nx-seen: {}\r\n\r\n{echoed}",
+                echoed.len(),
+                seen.unwrap_or("none")
+            );
+            if stream.write_all(answer.as_bytes()).await.is_err() {
+                return;
+            }
+            request.clear();
+        }
+    }
+}
+
+/// Two hosts on this machine, in plain and in TLS, and a sandbox's way out to them.
+struct Rig {
+    plain: u16,
+    tls: u16,
+    proxy: net::SocketAddr,
+    source: Arc<Changing>,
+    authority: Arc<Authority>,
+    _until: DropGuard,
+    _hosts: TaskTracker,
+}
+
+async fn rig(policy: Policy) -> anyhow::Result<Rig> {
+    let (root_key, leaf_key) = (KeyPair::generate()?, KeyPair::generate()?);
+    let mut root = CertificateParams::new(vec!["root".to_owned()])?;
+    root.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let root_certificate = root.self_signed(&root_key)?;
+    let issuer = Issuer::new(root, root_key);
+    let names = ["api.test", "other.test"].map(str::to_owned).to_vec();
+    let leaf = CertificateParams::new(names)?.signed_by(&leaf_key, &issuer)?;
+    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(leaf_key.serialize_der()));
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_single_cert(vec![leaf.der().clone()], key)?;
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let (plain, tls) =
+        (TcpListener::bind("127.0.0.1:0").await?, TcpListener::bind("127.0.0.1:0").await?);
+    let (plain_port, tls_port) = (plain.local_addr()?.port(), tls.local_addr()?.port());
+    let hosts = TaskTracker::new();
+    let more = hosts.clone();
+    hosts.spawn(async move {
+        while let Ok((stream, _)) = plain.accept().await {
+            more.spawn(echo(stream));
+        }
+    });
+    let more = hosts.clone();
+    hosts.spawn(async move {
+        while let Ok((stream, _)) = tls.accept().await {
+            let acceptor = acceptor.clone();
+            more.spawn(async move {
+                if let Ok(stream) = acceptor.accept(stream).await {
+                    echo(stream).await;
+                }
+            });
+        }
+    });
+    let mut roots = RootCertStore::empty();
+    roots.add(root_certificate.der().clone())?;
+    let authority = Arc::new(Authority::new(Arc::new(SystemClock))?);
+    let source = Arc::new(Changing(Mutex::new(Arc::from([injection(&["api.test"])]))));
+    let injector = Injector::new(&authority, Arc::clone(&source) as _, trust(roots)?)?;
+    let here = vec![[127, 0, 0, 1].into()];
+    let known = ["api.test", "other.test"].map(|name| (name.to_owned(), here.clone())).into();
+    let addresses = Addresses { allowed: vec!["127.0.0.1/32".parse()?] };
+    let plan = Plan {
+        label: "test".to_owned(),
+        policy,
+        dialer: Arc::new(Dialer { addresses, known }),
+        seed: 0,
+        injector: Some(injector),
+    };
+    let until = CancellationToken::new();
+    let outlet = Outlet::new(plan, until.clone());
+    let bind = || net::TcpListener::bind("127.0.0.1:0");
+    let (proxy, catch_all, names) = (bind()?, bind()?, net::UdpSocket::bind("127.0.0.1:0")?);
+    let at = proxy.local_addr()?;
+    outlet.serve(Sockets { proxy, catch_all, names })?;
+    Ok(Rig {
+        plain: plain_port,
+        tls: tls_port,
+        proxy: at,
+        source,
+        authority,
+        _until: until.drop_guard(),
+        _hosts: hosts,
+    })
+}
+
+impl Rig {
+    /// A client as in the sandbox: through the proxy, trusting the sandbox's authority alone.
+    fn client(&self) -> anyhow::Result<reqwest::Client> {
+        let certificate = reqwest::Certificate::from_pem(self.authority.certificate().as_bytes())?;
+        Ok(reqwest::Client::builder()
+            .use_preconfigured_tls(self.client_tls()?)
+            .add_root_certificate(certificate)
+            .proxy(reqwest::Proxy::all(format!("http://{}", self.proxy))?)
+            .timeout(PATIENCE)
+            .build()?)
+    }
+
+    fn client_tls(&self) -> anyhow::Result<rustls::ClientConfig> {
+        let mut roots = RootCertStore::empty();
+        let pem = self.authority.certificate();
+        let body: String = pem.lines().filter(|line| !line.starts_with("-----")).collect();
+        let der = base64::Engine::decode(&base64::engine::general_purpose::STANDARD, body)?;
+        roots.add(CertificateDer::from(der))?;
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        Ok(rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()?
+            .with_root_certificates(roots)
+            .with_no_client_auth())
+    }
+
+    /// What the host says it read of a POST with the placeholder in a header and in the body, and what it saw in the header.
+    async fn post(&self, url: &str, body: String) -> anyhow::Result<(String, String)> {
+        let request = self.client()?.post(url).header("x-key", format!("key {PLACEHOLDER}"));
+        let response = request.body(body).send().await?;
+        let seen = response.headers().get("x-seen").context("seen")?.to_str()?.to_owned();
+        let text = response.text().await?;
+        Ok((seen, text))
+    }
+}
+
+/// Where the host had the secret, there are stars now.
+const STARS: &str = "****************";
+
+#[tokio::test]
+async fn a_host_gets_the_secret_and_cannot_hand_it_back() -> anyhow::Result<()> {
+    for policy in
+        [Policy::Unrestricted, Policy::Limited(vec![HostRule::parse("*.test").context("a rule")?])]
+    {
+        let rig = rig(policy).await?;
+        for url in
+            [format!("http://api.test:{}/", rig.plain), format!("https://api.test:{}/", rig.tls)]
+        {
+            let (seen, read) = rig.post(&url, format!("{{\"token\":\"{PLACEHOLDER}\"}}")).await?;
+            assert!(seen.ends_with(&format!("key {STARS}")), "{url}: {seen}");
+            assert!(read.contains(&format!("{{\"token\":\"{STARS}\"}}")), "{url}: {read}");
+            assert!(!read.contains(SECRET) && !read.contains(PLACEHOLDER), "{url}: {read}");
+            let long = read.lines().find(|line| line.to_lowercase().starts_with("content-length"));
+            let expected = format!("{{\"token\":\"{SECRET}\"}}").len();
+            assert!(long.is_some_and(|line| line.ends_with(&format!(": {expected}"))), "{read}");
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn other_hosts_get_the_placeholder_and_their_tls_is_not_opened() -> anyhow::Result<()> {
+    let rig = rig(Policy::Unrestricted).await?;
+    let (seen, read) =
+        rig.post(&format!("http://other.test:{}/", rig.plain), PLACEHOLDER.to_owned()).await?;
+    assert!(seen.contains(PLACEHOLDER) && read.ends_with(PLACEHOLDER), "{seen} {read}");
+    let unopened = rig.client()?.get(format!("https://other.test:{}/", rig.tls)).send().await;
+    assert!(unopened.is_err(), "its own certificate, which this client does not trust");
+    // Naming one host and going to another gains nothing.
+    let mut tunnel = TcpStream::connect(rig.proxy).await?;
+    let to = format!("other.test:{}", rig.tls);
+    tunnel.write_all(format!("CONNECT {to} HTTP/1.1\r\nhost: {to}\r\n\r\n").as_bytes()).await?;
+    let mut answer = [0; 1024];
+    let read = timeout(PATIENCE, tunnel.read(&mut answer)).await??;
+    assert!(answer[..read].starts_with(b"HTTP/1.1 200"));
+    let connector = TlsConnector::from(Arc::new(rig.client_tls()?));
+    let name = rustls::pki_types::ServerName::try_from("api.test")?;
+    assert!(connector.connect(name, tunnel).await.is_err(), "not opened for another host's name");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_secret_goes_only_where_it_is_to_go_in_a_request() -> anyhow::Result<()> {
+    let rig = rig(Policy::Unrestricted).await?;
+    let url = format!("https://api.test:{}/", rig.tls);
+    rig.source.set(vec![Injection { body: false, ..injection(&["api.test"]) }]);
+    let (seen, read) = rig.post(&url, PLACEHOLDER.to_owned()).await?;
+    assert!(seen.ends_with(STARS) && read.ends_with(PLACEHOLDER), "{seen} {read}");
+    rig.source.set(vec![Injection { header: false, ..injection(&["api.test"]) }]);
+    let (seen, read) = rig.post(&url, PLACEHOLDER.to_owned()).await?;
+    assert!(seen.ends_with(PLACEHOLDER) && read.ends_with(STARS), "{seen} {read}");
+    // A new secret is used from the next request on, and none once it is archived.
+    rig.source.set(vec![Injection { secret: "another".to_owned(), ..injection(&["api.test"]) }]);
+    let (seen, _) = rig.post(&url, String::new()).await?;
+    assert!(seen.ends_with("key *******"), "{seen}");
+    rig.source.set(Vec::new());
+    let (seen, _) = rig.post(&format!("http://api.test:{}/", rig.plain), String::new()).await?;
+    assert!(seen.ends_with(PLACEHOLDER), "{seen}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn large_bodies_pass_in_pieces() -> anyhow::Result<()> {
+    let rig = rig(Policy::Unrestricted).await?;
+    let filler = "x".repeat(1 << 20);
+    let body = format!("{filler}{PLACEHOLDER}{filler}");
+    let client = rig.client()?;
+    let url = format!("https://api.test:{}/", rig.tls);
+    let answer = client.post(&url).header("x-key", "none").body(body).send().await?.text().await?;
+    let sent = answer.bytes().filter(|byte| *byte == b'x').count();
+    assert!(sent >= 2 << 20 && answer.contains(STARS), "{} bytes came", answer.len());
+    assert!(!answer.contains(SECRET) && !answer.contains(PLACEHOLDER));
+    Ok(())
+}

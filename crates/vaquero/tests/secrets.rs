@@ -1,0 +1,227 @@
+//! A secret's whole way: given to a vault, unknown in the sandbox, known to the host it is for, and gone from what the host says back.
+
+#![expect(clippy::panic_in_result_fn, reason = "assertions are what a test is for")]
+
+use anyhow::Context;
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rustls::{
+    ServerConfig,
+    pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer},
+};
+use serde_json::{Value, json};
+use std::{
+    fs,
+    sync::{Arc, Mutex, PoisonError},
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::task::TaskTracker;
+use vaquero_testkit::{Model, Server, eventually, of_type, text_of};
+
+const EXE: &str = env!("CARGO_BIN_EXE_vaquero");
+const HUSH: &str = "hush-0c77b1";
+
+/// A host that speaks TLS, remembers what it reads and repeats it.
+struct Host {
+    port: u16,
+    heard: Arc<Mutex<Vec<String>>>,
+    root: String,
+}
+
+async fn host() -> anyhow::Result<Host> {
+    let (root_key, leaf_key) = (KeyPair::generate()?, KeyPair::generate()?);
+    let mut root = CertificateParams::new(Vec::new())?;
+    root.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let pem = root.self_signed(&root_key)?.pem();
+    let names = ["allowed.test", "other.test"].map(str::to_owned).to_vec();
+    let leaf = CertificateParams::new(names)?.signed_by(&leaf_key, &Issuer::new(root, root_key))?;
+    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(leaf_key.serialize_der()));
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_single_cert(vec![leaf.der().clone()], key)?;
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let port = listener.local_addr()?.port();
+    let heard: Arc<Mutex<Vec<String>>> = Arc::default();
+    let (tasks, remember) = (TaskTracker::new(), Arc::clone(&heard));
+    tasks.clone().spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let (acceptor, remember) = (acceptor.clone(), Arc::clone(&remember));
+            tasks.spawn(async move {
+                let Ok(mut stream) = acceptor.accept(stream).await else { return };
+                let mut request = Vec::new();
+                while !request.ends_with(b"END") {
+                    let mut buffer = [0; 4096];
+                    match stream.read(&mut buffer).await {
+                        Ok(read) if read > 0 => request.extend_from_slice(&buffer[..read]),
+                        _ => return,
+                    }
+                }
+                let text = String::from_utf8_lossy(&request).into_owned();
+                remember.lock().unwrap_or_else(PoisonError::into_inner).push(text.clone());
+                let answer = format!(
+                    "HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{text}",
+                    text.len()
+                );
+                drop(stream.write_all(answer.as_bytes()).await);
+                drop(stream.shutdown().await);
+            });
+        }
+    });
+    Ok(Host { port, heard, root: pem })
+}
+
+struct Rig {
+    server: Server,
+    host: Host,
+    vault: String,
+    credential: String,
+    session: String,
+    _model: Model,
+}
+
+async fn id(server: &Server, path: &str, body: Value) -> anyhow::Result<String> {
+    let made = server.client().post(path, body).await?;
+    Ok(made["id"].as_str().context("an id")?.to_owned())
+}
+
+/// A session whose vault has `TOKEN`, for `allowed.test`.
+async fn rig() -> anyhow::Result<Rig> {
+    let (model, host) = (Model::start().await?, host().await?);
+    let mut server = Server::new(EXE, &model.base)?;
+    let root = server.data().join("root.pem");
+    fs::write(&root, &host.root)?;
+    server.set("SSL_CERT_FILE", &root.display().to_string());
+    server.set("VAQUERO_TEST_HOSTS", "allowed.test=127.0.0.1,other.test=127.0.0.1");
+    server.set("VAQUERO_EGRESS_ALLOW_PRIVATE", "127.0.0.1");
+    server.set("VAQUERO_VAULT_KEY", "dmFxdWVybyB0ZXN0cyBuZWVkIGEga2V5IGFzIHdlbGw=");
+    server.start().await?;
+    let vault = id(&server, "/v1/vaults", json!({ "display_name": "v" })).await?;
+    let auth = json!({
+        "type": "environment_variable", "secret_name": "TOKEN", "secret_value": format!("{HUSH}-first"),
+        "networking": { "type": "limited", "allowed_hosts": ["allowed.test"] },
+    });
+    let credential =
+        id(&server, &format!("/v1/vaults/{vault}/credentials"), json!({ "auth": auth })).await?;
+    let tools = json!([{ "type": "agent_toolset_20260401" }]);
+    let agent =
+        id(&server, "/v1/agents", json!({ "name": "a", "model": "scripted", "tools": tools }))
+            .await?;
+    let environment = id(&server, "/v1/environments", json!({ "name": "e" })).await?;
+    let body = json!({ "agent": agent, "environment_id": environment, "vault_ids": [vault] });
+    let session = id(&server, "/v1/sessions", body).await?;
+    Ok(Rig { server, host, vault, credential, session, _model: model })
+}
+
+impl Rig {
+    /// What a command prints in the sandbox.
+    async fn sh(&self, command: &str) -> anyhow::Result<String> {
+        let client = self.server.client();
+        let before = of_type(&client.events(&self.session).await?, "agent.tool_result").len();
+        client.say(&self.session, &format!("!bash {command}")).await?;
+        let events = client.idle(&self.session).await?;
+        let results = of_type(&events, "agent.tool_result");
+        assert_eq!(results.len(), before + 1);
+        Ok(results.last().map(|result| text_of(result)).unwrap_or_default())
+    }
+
+    /// Sends the variable to a host, in a header and in the body; what the sandbox reads back.
+    async fn send(&self, name: &str, how: &str) -> anyhow::Result<String> {
+        let program = format!(
+            "import os, urllib.request as u; t = os.environ[\"TOKEN\"]; print(u.urlopen(u.Request(\"https://{name}:{}/\", headers={{\"X-Key\": t}}, data=(t + \" END\").encode())).read().decode())",
+            self.host.port
+        );
+        self.sh(&format!("{how} python3 -c '{program}' 2>&1")).await
+    }
+
+    /// What the host has read last.
+    fn heard(&self) -> String {
+        self.host
+            .heard
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .last()
+            .cloned()
+            .unwrap_or_default()
+    }
+}
+
+/// Without the variables that name the proxy.
+const BARE: &str = "env -u HTTP_PROXY -u HTTPS_PROXY -u http_proxy -u https_proxy";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_secret_reaches_its_host_and_never_the_sandbox() -> anyhow::Result<()> {
+    let mut rig = rig().await?;
+    let shown = rig.server.client().get(&format!("/v1/sessions/{}", rig.session)).await?;
+    assert_eq!(shown["vault_ids"], json!([rig.vault]));
+    let stand_in = rig.sh("echo $TOKEN").await?;
+    assert!(stand_in.starts_with("vaquero_placeholder_"), "{stand_in}");
+    for how in ["", BARE] {
+        let back = rig.send("allowed.test", how).await?;
+        let heard = rig.heard();
+        assert_eq!(
+            heard.matches(&format!("{HUSH}-first")).count(),
+            2,
+            "header and body: {back}\n{heard}"
+        );
+        assert!(back.contains("****") && !back.contains(HUSH), "{how}: {back}");
+    }
+    let hunted = rig.sh(&format!("grep -rIl {HUSH} /etc /root /workspace /tmp /run /mnt /proc/1/environ /proc/self/environ 2>/dev/null; env | grep -c {HUSH}; echo looked")).await?;
+    assert_eq!(hunted.trim(), "0\nlooked");
+    let other = rig.send("other.test", "").await?;
+    assert!(other.contains("CERTIFICATE_VERIFY_FAILED"), "not opened, and not trusted: {other}");
+
+    // Another server goes on with the same sandbox and the same authority.
+    rig.server.kill().await?;
+    rig.server.start().await?;
+    let back = rig.send("allowed.test", "").await?;
+    assert!(back.contains("****"), "{back}");
+
+    // A new secret is used soon, and an archived one no more.
+    let path = format!("/v1/vaults/{}/credentials/{}", rig.vault, rig.credential);
+    let auth = json!({ "type": "environment_variable", "secret_value": format!("{HUSH}-second") });
+    rig.server.client().post(&path, json!({ "auth": auth })).await?;
+    eventually("the new secret is used", async || {
+        rig.send("allowed.test", "").await.ok()?;
+        rig.heard().contains(&format!("{HUSH}-second")).then_some(())
+    })
+    .await?;
+    rig.server.client().post(&format!("{path}/archive"), json!({})).await?;
+    eventually("its host is not opened any more", async || {
+        let said = rig.send("allowed.test", "").await.ok()?;
+        said.contains("CERTIFICATE_VERIFY_FAILED").then_some(())
+    })
+    .await?;
+    let events = rig.server.client().events(&rig.session).await?;
+    // The search above names its beginning.
+    let events = json!(events).to_string();
+    let whole = ["first", "second"].map(|which| format!("{HUSH}-{which}"));
+    assert!(whole.iter().all(|secret| !events.contains(secret)), "no event has it");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn vaults_of_sessions_are_checked() -> anyhow::Result<()> {
+    let rig = rig().await?;
+    let client = rig.server.client();
+    let session = client.get(&format!("/v1/sessions/{}", rig.session)).await?;
+    let body = |vaults: Value| json!({ "agent": session["agent"]["id"], "environment_id": session["environment_id"], "vault_ids": vaults });
+    let refused = async |vaults: Value| -> anyhow::Result<String> {
+        let answer = client.post("/v1/sessions", body(vaults)).await;
+        Ok(answer.err().context("it must be refused")?.to_string())
+    };
+    assert!(refused(json!(["vlt_none"])).await?.contains("vault `vlt_none` not found"));
+    assert!(refused(json!([1])).await?.contains("vault_ids.0"));
+    assert!(refused(json!(vec![rig.vault.clone(); 51])).await?.contains("vault_ids"));
+    let update =
+        client.post(&format!("/v1/sessions/{}", rig.session), json!({ "vault_ids": [] })).await;
+    assert!(update.is_err_and(|error| error.to_string().contains("vault_ids")));
+    client.post(&format!("/v1/vaults/{}/archive", rig.vault), json!({})).await?;
+    assert!(refused(json!([rig.vault])).await?.contains("archived"));
+    Ok(())
+}
