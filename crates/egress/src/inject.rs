@@ -9,6 +9,7 @@ use http::{HeaderMap, HeaderValue, header};
 use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
 use hyper::body::{Body as _, Frame, Incoming};
 use std::{fmt, sync::Arc};
+use tokio::sync::Semaphore;
 
 /// A body of any make.
 pub(crate) type Body = UnsyncBoxBody<Bytes, hyper::Error>;
@@ -70,6 +71,10 @@ impl ForHost {
 
     /// Puts secrets into the values of headers.
     pub(crate) fn headers(&self, headers: &mut HeaderMap) {
+        // What comes back is looked through: it must be readable, and whole. Asked for byte by byte, a secret would pass.
+        headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        headers.remove(header::RANGE);
+        headers.remove(header::IF_RANGE);
         let Some(mut replacer) = Replacer::new(self.pairs(|one| one.header)) else { return };
         for (name, value) in headers.iter_mut() {
             let replaced = if *name == header::AUTHORIZATION {
@@ -84,23 +89,30 @@ impl ForHost {
                 *value = fresh;
             }
         }
-        // What comes back is looked through, and so must be readable.
-        headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
     }
 
     /// Puts secrets into a body.
-    pub(crate) async fn body(&self, body: Incoming) -> Result<Body, hyper::Error> {
+    pub(crate) async fn body(
+        &self,
+        body: Incoming,
+        held: &Semaphore,
+    ) -> Result<Body, hyper::Error> {
         let Some(mut replacer) = Replacer::new(self.pairs(|one| one.body)) else {
             return Ok(body.boxed_unsync());
         };
         if body.is_end_stream() {
             return Ok(body.boxed_unsync());
         }
-        if body.size_hint().upper().is_some_and(|size| size <= HELD) {
+        let size = body.size_hint().upper().filter(|size| *size <= HELD);
+        let room = size.and_then(|size| {
+            let kib = u32::try_from(size.div_ceil(1 << 10)).unwrap_or(u32::MAX);
+            held.try_acquire_many(kib).ok()
+        });
+        if room.is_some() {
             let bytes = body.collect().await?.to_bytes();
             return Ok(whole(Bytes::from(replacer.whole(&bytes))));
         }
-        Ok(replaced(body, replacer))
+        Ok(replaced(body, replacer, true))
     }
 
     /// Takes secrets out of the values of headers that come back.
@@ -119,7 +131,8 @@ impl ForHost {
     /// Takes secrets out of a body that comes back.
     pub(crate) fn scrub_body(&self, body: Incoming) -> Body {
         match self.scrubber() {
-            Some(scrubber) => replaced(body, scrubber),
+            // Trailers could repeat a secret as well, and nobody needs them.
+            Some(scrubber) => replaced(body, scrubber, false),
             None => body.boxed_unsync(),
         }
     }
@@ -178,9 +191,9 @@ fn whole(bytes: Bytes) -> Body {
 }
 
 /// A body with its words replaced while it passes.
-fn replaced(body: Incoming, replacer: Replacer) -> Body {
+fn replaced(body: Incoming, replacer: Replacer, with_trailers: bool) -> Body {
     let state = (body, Some(replacer));
-    let frames = stream::unfold(state, |(mut body, mut replacer)| async move {
+    let frames = stream::unfold(state, move |(mut body, mut replacer)| async move {
         let words = replacer.as_mut()?;
         match body.frame().await {
             Some(Ok(frame)) => match frame.into_data() {
@@ -189,8 +202,9 @@ fn replaced(body: Incoming, replacer: Replacer) -> Body {
                     Some((vec![Ok(frame)], (body, replacer)))
                 }
                 Err(trailers) => {
-                    let rest = Frame::data(words.finish());
-                    Some((vec![Ok(rest), Ok(trailers)], (body, None)))
+                    let mut frames = vec![Ok(Frame::data(words.finish()))];
+                    frames.extend(with_trailers.then_some(Ok(trailers)));
+                    Some((frames, (body, None)))
                 }
             },
             Some(Err(error)) => Some((vec![Err(error)], (body, None))),

@@ -28,9 +28,13 @@ use tokio_util::{
 };
 
 /// Connections of one sandbox at once, to any of its sockets.
-const CONNECTIONS: usize = 512;
+const CONNECTIONS: usize = 256;
 /// Questions to the name server at once.
 const QUESTIONS: usize = 64;
+/// Names of one sandbox that are looked up at once: each lookup keeps a thread of the server.
+const LOOKUPS: usize = 8;
+/// KiB of bodies of one sandbox that are held at once.
+pub(crate) const HELD_KIB: usize = 16 << 10;
 /// Largest question.
 const DATAGRAM: usize = 1_500;
 
@@ -145,6 +149,8 @@ pub struct Outlet {
     names: Names,
     counters: Counters,
     places: Arc<Semaphore>,
+    lookups: Semaphore,
+    pub(crate) held: Semaphore,
     tasks: TaskTracker,
     until: CancellationToken,
 }
@@ -166,6 +172,8 @@ impl Outlet {
             names: Names::new(seed),
             counters: Counters::default(),
             places: Arc::new(Semaphore::new(CONNECTIONS)),
+            lookups: Semaphore::new(LOOKUPS),
+            held: Semaphore::new(HELD_KIB),
             tasks: TaskTracker::new(),
             until,
         })
@@ -246,7 +254,7 @@ impl Outlet {
             let (question, socket, outlet) =
                 (buffer[..length].to_vec(), Arc::clone(&socket), Arc::clone(&self));
             self.spawn(async move {
-                let answer = outlet.names.answer(&question, &outlet.policy, &outlet.dialer).await;
+                let answer = outlet.answer_to(&question).await;
                 if let Some(answer) = answer {
                     // A program that does not hear it asks again.
                     drop(socket.send_to(&answer, from).await);
@@ -254,6 +262,12 @@ impl Outlet {
                 drop(place);
             });
         }
+    }
+
+    async fn answer_to(&self, question: &[u8]) -> Option<Vec<u8>> {
+        // Under `limited`, nothing is looked up.
+        let _turn = if self.policy.inspects() { None } else { self.lookups.acquire().await.ok() };
+        self.names.answer(question, &self.policy, &self.dialer).await
     }
 
     /// The name an address of this sandbox's own name server stands for.
@@ -264,7 +278,11 @@ impl Outlet {
     /// Connects to a host, if the sandbox may reach it.
     pub(crate) async fn dial(&self, host: &Host, port: u16) -> Result<TcpStream, Refusal> {
         self.policy.check(host)?;
-        let stream = self.dialer.dial(host, port).await?;
+        let addresses = {
+            let _turn = self.lookups.acquire().await;
+            self.dialer.resolve(host, port).await?
+        };
+        let stream = self.dialer.connect(host, &addresses).await?;
         self.counters.connections.fetch_add(1, Ordering::Relaxed);
         metrics::counter!("vaquero_egress_connections_total").increment(1);
         tracing::debug!(sandbox = self.label, %host, port, "a sandbox reaches a host");

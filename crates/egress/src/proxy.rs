@@ -29,7 +29,7 @@ use tokio::{
 /// How long a client may take to send the head of a request.
 const HEAD: Duration = Duration::from_secs(60);
 /// Largest head of a request or an answer.
-const HEAD_BYTES: usize = 256 << 10;
+const HEAD_BYTES: usize = 64 << 10;
 /// Headers that are between two neighbours and go no further.
 const HOP_BY_HOP: [HeaderName; 5] = [
     header::CONNECTION,
@@ -212,12 +212,17 @@ impl Relay {
         let body = match &secrets {
             Some(secrets) => {
                 secrets.headers(&mut head.headers);
-                let body = secrets.body(body).await;
+                let body = secrets.body(body, &self.outlet.held).await;
                 body.map_err(|_| Refusal::Malformed("the body of the request broke off"))?
             }
             None => body.boxed_unsync(),
         };
         let mut answer = self.send(Request::from_parts(head, body), to).await?;
+        let says = |name: HeaderName, plain: &str| {
+            answer.headers().get_all(name).iter().any(|value| value != plain)
+        };
+        let compressed = says(header::CONTENT_ENCODING, "identity")
+            || says(header::TRANSFER_ENCODING, "chunked");
         if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
             let switched = answer.headers().get(header::UPGRADE).cloned();
             let upstream = hyper::upgrade::on(&mut answer);
@@ -238,8 +243,7 @@ impl Relay {
             strip(answer.headers_mut());
         }
         let Some(secrets) = secrets else { return Ok(answer.map(BodyExt::boxed_unsync)) };
-        let encoding = answer.headers().get(header::CONTENT_ENCODING);
-        if encoding.is_some_and(|encoding| encoding != "identity") {
+        if compressed {
             return Err(Refusal::Malformed(
                 "the host compresses what it was asked not to; it cannot be looked through for secrets",
             ));

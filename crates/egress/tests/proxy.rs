@@ -341,7 +341,7 @@ async fn web_sockets_pass() -> io::Result<()> {
 async fn a_sandbox_has_a_number_of_connections() -> io::Result<()> {
     let rig = rig(None, HERE)?;
     let mut open = Vec::new();
-    for _ in 0..600 {
+    for _ in 0..344 {
         open.push(rig.connect().await?);
     }
     let until = tokio::time::Instant::now() + PATIENCE;

@@ -84,8 +84,10 @@ async fn echo(mut stream: impl AsyncRead + AsyncWrite + Unpin) {
         if whole {
             let echoed = text.replace("\r\n", "\n");
             let seen = head.lines().find(|line| line.to_lowercase().starts_with("x-key"));
+            let packed =
+                if head.starts_with("POST /packed") { "content-encoding: gzip\r\n" } else { "" };
             let answer = format!(
-                "HTTP/1.1 200 OK\r\ncontent-length: {}\r\nx-seen: {}\r\n\r\n{echoed}",
+                "HTTP/1.1 200 OK\r\n{packed}content-length: {}\r\nx-seen: {}\r\n\r\n{echoed}",
                 echoed.len(),
                 seen.unwrap_or("none")
             );
@@ -273,6 +275,21 @@ async fn a_secret_goes_only_where_it_is_to_go_in_a_request() -> anyhow::Result<(
     rig.source.set(Vec::new());
     let (seen, _) = rig.post(&format!("http://api.test:{}/", rig.plain), String::new()).await?;
     assert!(seen.ends_with(PLACEHOLDER), "{seen}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_secret_cannot_be_asked_for_in_parts_or_packed() -> anyhow::Result<()> {
+    let rig = rig(Policy::Unrestricted).await?;
+    let url = format!("https://api.test:{}", rig.tls);
+    let ask = |path: &str| rig.client().map(|client| client.post(format!("{url}{path}")).body(""));
+    let request = ask("/parts")?.header("range", "bytes=3-5").header("accept-encoding", "br");
+    let read = request.send().await?.text().await?.to_lowercase();
+    assert!(!read.contains("bytes=") && read.contains("accept-encoding: identity"), "{read}");
+    let packed = ask("/packed")?.header("x-key", PLACEHOLDER).send().await?;
+    assert_eq!(packed.status(), 400);
+    let said = packed.text().await?;
+    assert!(said.contains("compresses what it was asked not to"), "{said}");
     Ok(())
 }
 

@@ -295,6 +295,16 @@ fn decode_networking(value: Value, path: &str, stored: &Networking) -> Result<Ne
     Ok(networking)
 }
 
+/// Whether hosts that are allowed include all of another host, or of `*.` and a domain.
+pub fn allows(allowed: &[String], host: &str) -> bool {
+    let host = host.to_ascii_lowercase();
+    allowed.iter().map(|rule| rule.to_ascii_lowercase()).any(|rule| {
+        // `*.a` allows `*.b.a` as it allows `b.a`.
+        let below = rule.strip_prefix('*');
+        rule == host || below.is_some_and(|domain| host.ends_with(domain))
+    })
+}
+
 /// Checks a host, or `*.` and a domain.
 pub(crate) fn check_host(host: &str, at: &str) -> Result<(), Invalid> {
     let name = host.strip_prefix("*.").unwrap_or(host);
@@ -351,4 +361,26 @@ fn storable(name: String) -> Result<String, Invalid> {
         return Err(Invalid::new("name", "must not contain a NUL character"));
     }
     Ok(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_allowed_includes_what_is_below_it() {
+        let allowed = ["api.example.com", "*.example.org"].map(str::to_owned);
+        for host in [
+            "api.example.com",
+            "API.example.com",
+            "a.example.org",
+            "*.example.org",
+            "*.a.example.org",
+        ] {
+            assert!(allows(&allowed, host), "{host}");
+        }
+        for host in ["example.com", "*.example.com", "example.org", "evilexample.org", "*.org"] {
+            assert!(!allows(&allowed, host), "{host}");
+        }
+    }
 }

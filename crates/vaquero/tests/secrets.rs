@@ -206,6 +206,32 @@ async fn a_secret_reaches_its_host_and_never_the_sandbox() -> anyhow::Result<()>
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_secret_for_a_host_that_is_not_allowed_is_named() -> anyhow::Result<()> {
+    let mut rig = rig().await?;
+    let networking = json!({ "type": "limited", "allowed_hosts": ["other.test"] });
+    let config = json!({ "type": "cloud", "networking": networking });
+    let environment =
+        id(&rig.server, "/v1/environments", json!({ "name": "narrow", "config": config })).await?;
+    let session = rig.server.client().get(&format!("/v1/sessions/{}", rig.session)).await?;
+    let body = json!({ "agent": session["agent"]["id"], "environment_id": environment, "vault_ids": [rig.vault] });
+    rig.session = id(&rig.server, "/v1/sessions", body).await?;
+    rig.sh("true").await?;
+    rig.sh("true").await?;
+    let events = rig.server.client().events(&rig.session).await?;
+    let errors = of_type(&events, "session.error");
+    assert_eq!(errors.len(), 1, "said once");
+    let error = &errors[0]["error"];
+    assert_eq!(error["type"], "credential_host_unreachable_error");
+    assert_eq!(
+        (&error["vault_id"], &error["credential_id"]),
+        (&json!(rig.vault), &json!(rig.credential))
+    );
+    assert!(error["message"].as_str().is_some_and(|text| text.contains("allowed.test")), "{error}");
+    assert!(rig.send("allowed.test", "").await?.contains("403"), "and it is not reached");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn vaults_of_sessions_are_checked() -> anyhow::Result<()> {
     let rig = rig().await?;
     let client = rig.server.client();

@@ -110,6 +110,11 @@ impl Hands {
         }
     }
 
+    /// Whose hands they are.
+    pub(crate) fn origin(&self) -> &Origin {
+        &self.origin
+    }
+
     fn session(&self) -> SessionId {
         SessionId::from_wire(self.key.session.clone())
     }

@@ -7,7 +7,9 @@ use vaquero_store::document::ENVIRONMENT;
 use vaquero_types::{
     EnvironmentId, VaultId, WorkspaceId,
     agent::SessionAgent,
-    environment::{Config, Environment, Networking},
+    credential::{Auth, CredentialNetworking},
+    environment::{Config, Environment, Networking, allows},
+    event::server::{self, EventBody},
 };
 use vaquero_vault::variables;
 
@@ -44,6 +46,42 @@ impl Origin {
         });
         spec.env.extend(stand_ins);
         Ok(())
+    }
+
+    /// What the client is to know at the first sandbox: secrets for hosts that the environment does not allow.
+    pub(crate) async fn unreachable(&self, world: &World) -> Result<Vec<EventBody>, SandboxError> {
+        if self.vaults.is_empty() || world.compute.capabilities().networking == Networks::None {
+            return Ok(Vec::new());
+        }
+        let Reach::Limited(allowed) = self.reach(world).await? else { return Ok(Vec::new()) };
+        let found = variables::of_vaults(world.store.as_ref(), &self.workspace, &self.vaults).await;
+        let mut events = Vec::new();
+        for (name, credential) in found.map_err(|error| unknown(&error.to_string()))? {
+            let Auth::EnvironmentVariable {
+                networking: CredentialNetworking::Limited { allowed_hosts },
+                ..
+            } = &credential.auth
+            else {
+                continue;
+            };
+            let out: Vec<&str> = allowed_hosts
+                .iter()
+                .filter(|host| !allows(&allowed, host))
+                .map(String::as_str)
+                .collect();
+            if !out.is_empty() {
+                let message = format!(
+                    "the secret of `{name}` is for {}, which the environment's networking does not allow",
+                    out.join(", ")
+                );
+                events.push(server::credential_host_unreachable(
+                    &credential.vault_id,
+                    &credential.id,
+                    &message,
+                ));
+            }
+        }
+        Ok(events)
     }
 
     async fn reach(&self, world: &World) -> Result<Reach, SandboxError> {

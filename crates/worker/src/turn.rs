@@ -22,8 +22,8 @@ use vaquero_core::{
     turn::{Batch, Facts, Purpose},
 };
 use vaquero_store::{
-    Append, Author, CommitError, Lease, Record, RecordKind, Seq, SessionChange, SessionRow,
-    Snapshot, StoreError, Write,
+    Append, Author, CommitError, Lease, NewRecord, Record, RecordKind, Seq, SessionChange,
+    SessionRow, Snapshot, StoreError, Write,
 };
 use vaquero_types::{EventId, Timestamp, session::SessionBody};
 
@@ -307,7 +307,10 @@ impl Turn {
     }
 
     /// Makes a batch durable; answers with what the machine is to be told.
-    async fn commit(&self, run: &mut Run, batch: Batch) -> Result<Input, Stopped> {
+    async fn commit(&self, run: &mut Run, mut batch: Batch) -> Result<Input, Stopped> {
+        if batch.new_hands && run.machine.state().generation == 0 {
+            self.add_unreachable(run, &mut batch).await;
+        }
         let point = passing(&batch);
         crash::point(point);
         let seen = run.machine.state().seq;
@@ -346,6 +349,23 @@ impl Turn {
                 | CommitError::NotFound
                 | CommitError::Answered,
             ) => Err(Stopped::LeaseLost),
+        }
+    }
+
+    /// Says with a session's first sandbox which of its secrets cannot reach their hosts.
+    async fn add_unreachable(&self, run: &Run, batch: &mut Batch) {
+        match run.hands.origin().unreachable(&self.world).await {
+            Ok(events) => batch.records.extend(events.into_iter().map(|event| NewRecord {
+                kind: RecordKind::Event,
+                event_id: EventId::new(self.world.ids.next(self.world.clock.now())),
+                thread: run.machine.facts().thread.clone(),
+                event_type: event.event_type.to_owned(),
+                body: event.body.into(),
+            })),
+            // The sandbox cannot be made either, and says why.
+            Err(error) => {
+                tracing::warn!(session = %self.lease.session, %error, "secrets are not checked")
+            }
         }
     }
 

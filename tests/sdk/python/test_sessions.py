@@ -188,11 +188,21 @@ def test_initial_events_start_the_session(client, environment):
     assert texts(client.beta.sessions.events.list(one.id)) == ["hi"]
 
 
+def test_a_session_has_the_vaults_it_was_made_with(client, environment):
+    vault = client.beta.vaults.create(display_name="v")
+    agent = client.beta.agents.create(name="n", model="scripted")
+    session = client.beta.sessions.create(agent=agent.id, environment_id=environment.id, vault_ids=[vault.id])
+    assert client.beta.sessions.retrieve(session.id).vault_ids == [vault.id]
+    client.beta.vaults.archive(vault.id)
+    with pytest.raises(anthropic.BadRequestError, match="archived"):
+        client.beta.sessions.create(agent=agent.id, environment_id=environment.id, vault_ids=[vault.id])
+
+
 def test_what_the_server_cannot_do_yet_is_refused_by_name(client, environment):
     agent = client.beta.agents.create(name="n", model="scripted")
-    for field, value in [("vault_ids", ["vlt_1"]), ("resources", [{"type": "file", "file_id": "file_1"}])]:
-        with pytest.raises(anthropic.BadRequestError, match=field):
-            client.beta.sessions.create(agent=agent.id, environment_id=environment.id, extra_body={field: value})
+    resources = [{"type": "file", "file_id": "file_1"}]
+    with pytest.raises(anthropic.BadRequestError, match="resources"):
+        client.beta.sessions.create(agent=agent.id, environment_id=environment.id, extra_body={"resources": resources})
 
 
 def test_the_primary_thread(session, turn, client):

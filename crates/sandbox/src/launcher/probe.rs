@@ -8,10 +8,11 @@ use std::os::fd::AsFd;
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 use rustix::process::{WaitId, WaitIdOptions};
 
-use super::Trouble;
 use super::cgroup::Cgroups;
+use super::rootfs::Step;
 use super::sys::{self, Cloned};
 use super::uids::IdMapping;
+use super::{Trouble, network};
 use crate::report::{Report, Wall, WallState};
 use crate::seam::LimitsBy;
 
@@ -39,6 +40,9 @@ pub(crate) fn explain_step(step: &str, errno: i32) -> Trouble {
             );
         }
         libc::EPERM if step.starts_with("create namespaces") => namespace_fix(),
+        _ if step.starts_with("redirect connections") => {
+            "load the kernel's nf_tables with redirection (modprobe nft_redir), or use a kernel with CONFIG_NF_TABLES and CONFIG_NFT_REDIR"
+        }
         libc::ENOSPC => "free disk space or inodes in the data directory",
         libc::EPERM | libc::EACCES if step.starts_with("mount /proc") => {
             "an outer container hides parts of /proc: start it with an unmasked /proc \
@@ -80,7 +84,8 @@ fn namespace_fix() -> &'static str {
 
 /// Tries every wall.
 pub(crate) fn examine() -> Report {
-    let walls = vec![namespaces(), user_ids(), limits(), seccomp(), landlock(), executable()];
+    let walls =
+        vec![namespaces(), network(), user_ids(), limits(), seccomp(), landlock(), executable()];
     Report { walls }
 }
 
@@ -89,14 +94,21 @@ fn wall(name: &'static str, state: WallState, detail: impl Into<String>, fix: &s
 }
 
 fn namespaces() -> Wall {
-    match try_namespaces() {
+    match try_in_namespaces(mount_proc) {
         Ok(()) => wall("namespaces", WallState::Ok, "user, mount, pid, net, uts and ipc", ""),
         Err(Trouble { what, fix }) => wall("namespaces", WallState::Missing, what, &fix),
     }
 }
 
-/// A child in all namespaces that mounts `/proc`, the step outer containers forbid most often.
-fn try_namespaces() -> Result<(), Trouble> {
+fn network() -> Wall {
+    match try_in_namespaces(|| network::open().map(drop)) {
+        Ok(()) => wall("network", WallState::Ok, "all connections end at the server's egress", ""),
+        Err(Trouble { what, fix }) => wall("network", WallState::Missing, what, &fix),
+    }
+}
+
+/// Something tried by a child in all namespaces, with loopback up.
+fn try_in_namespaces(attempt: fn() -> Result<(), Step>) -> Result<(), Trouble> {
     let pipe = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC);
     let ((go, go_write), (said, say)) = match (pipe(), pipe()) {
         (Ok(a), Ok(b)) => (a, b),
@@ -109,7 +121,7 @@ fn try_namespaces() -> Result<(), Trouble> {
         Cloned::Child => {
             drop(go_write);
             let mut say = fs::File::from(say);
-            if let Err((step, error)) = probe_child(fs::File::from(go)) {
+            if let Err((step, error)) = probe_child(fs::File::from(go), attempt) {
                 drop(write!(say, "{} {step}: {error}", error.raw_os_error().unwrap_or(0)));
             }
             sys::exit_now(0)
@@ -135,13 +147,18 @@ fn try_namespaces() -> Result<(), Trouble> {
     }
 }
 
-fn probe_child(mut go: fs::File) -> Result<(), (&'static str, io::Error)> {
+fn probe_child(mut go: fs::File, attempt: fn() -> Result<(), Step>) -> Result<(), Step> {
     go.read_exact(&mut [0]).map_err(|e| ("map user ids", e))?;
+    sys::loopback_up().map_err(|e| ("bring loopback up", e))?;
+    attempt()
+}
+
+/// The step outer containers forbid most often.
+fn mount_proc() -> Result<(), Step> {
     let private = MountPropagationFlags::REC | MountPropagationFlags::PRIVATE;
     mount_change("/", private).map_err(|e| ("make mounts private", e.into()))?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    mount("proc", "/proc", "proc", flags, None).map_err(|e| ("mount /proc", e.into()))?;
-    sys::loopback_up().map_err(|e| ("bring loopback up", e))
+    mount("proc", "/proc", "proc", flags, None).map_err(|e| ("mount /proc", e.into()))
 }
 
 fn user_ids() -> Wall {

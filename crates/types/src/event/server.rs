@@ -1,6 +1,6 @@
 //! The events a server writes, in the exact shape the SDK's types give them: every nullable field is there, as null.
 
-use crate::{EventId, ThreadId};
+use crate::{CredentialId, EventId, ThreadId, VaultId};
 use serde_json::{Map, Value, json};
 
 /// An event without its envelope: its type, and a JSON object without `id`, `type` and `processed_at`.
@@ -245,6 +245,24 @@ pub fn session_error(kind: SessionErrorKind, message: &str, retry: RetryStatus) 
             "type": kind.wire(),
             "message": message,
             "retry_status": { "type": retry.wire() },
+        } }),
+    )
+}
+
+/// `session.error`: a secret is for a host that the environment does not allow. The session goes on, and so does the placeholder.
+pub fn credential_host_unreachable(
+    vault: &VaultId,
+    credential: &CredentialId,
+    message: &str,
+) -> EventBody {
+    event(
+        "session.error",
+        &json!({ "error": {
+            "type": "credential_host_unreachable_error",
+            "credential_id": credential,
+            "vault_id": vault,
+            "message": message,
+            "retry_status": { "type": RetryStatus::Retrying.wire() },
         } }),
     )
 }
