@@ -9,6 +9,9 @@ mod host;
 mod kernel;
 mod network;
 mod resources;
+mod watcher;
+
+pub use watcher::Watcher;
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
@@ -20,7 +23,9 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::error::SandboxError;
-use crate::seam::{Block, ComputeProvider, Fence, Limits, Sandbox, SandboxKey, SandboxSpec};
+use crate::seam::{
+    Block, ComputeProvider, Fence, Limits, Outbound, Reach, Sandbox, SandboxKey, SandboxSpec,
+};
 
 type Running<'a> = Pin<Box<dyn Future<Output = Result<(), String>> + Send + 'a>>;
 
@@ -110,9 +115,19 @@ impl Arena<'_> {
 
     /// A fresh sandbox with small limits.
     async fn target(&self) -> Result<Target, String> {
+        self.target_like(Self::spec()).await
+    }
+
+    /// One whose way out is watched by a [`Watcher`].
+    async fn target_with_network(&self) -> Result<Target, String> {
+        let outbound = Outbound { reach: Reach::Limited(Vec::new()), vaults: None };
+        self.target_like(SandboxSpec { outbound: Some(outbound), ..Self::spec() }).await
+    }
+
+    async fn target_like(&self, spec: SandboxSpec) -> Result<Target, String> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let key = SandboxKey::default_of(format!("attack-{}-{number}", std::process::id()));
-        let sandbox = self.provider.ensure(&key, &Self::spec()).await.map_err(|e| e.to_string())?;
+        let sandbox = self.provider.ensure(&key, &spec).await.map_err(|e| e.to_string())?;
         Ok(Target { sandbox, key, next: AtomicU64::new(1) })
     }
 

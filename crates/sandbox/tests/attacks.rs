@@ -7,6 +7,7 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 
 use vaquero_sandbox::{
     ComputeProvider, LimitsMode, LocalConfig, LocalProvider, SandboxError, attacks,
@@ -27,7 +28,8 @@ fn config(dir: &Path) -> LocalConfig {
 }
 
 async fn attack(config: LocalConfig) {
-    let provider = LocalProvider::start(config, None).await.unwrap();
+    let watcher = Arc::new(attacks::Watcher::default());
+    let provider = LocalProvider::start(config, Some(watcher)).await.unwrap();
     let verdicts = attacks::run_all(&provider).await;
     provider.shutdown(false).await;
     assert!(verdicts.len() > 40);

@@ -518,7 +518,10 @@ async fn root_gives_each_session_ids_of_its_own_for_good() {
 async fn the_machine_can_be_examined_and_measured() {
     let report = probe(Path::new(FIXTURE)).await.unwrap();
     let names: Vec<&str> = report.walls.iter().map(|w| w.name.as_str()).collect();
-    assert_eq!(names, ["namespaces", "user ids", "limits", "seccomp", "landlock", "executable"]);
+    let walls =
+        ["namespaces", "network", "user ids", "limits", "seccomp", "landlock", "executable"];
+    assert_eq!(names, walls);
+    assert_eq!(report.walls[1].state, vaquero_sandbox::WallState::Ok);
     assert_eq!(report.walls[0].state, vaquero_sandbox::WallState::Ok);
     let bare = measure_bare(Path::new(FIXTURE), 5).await.unwrap();
     assert_eq!(bare.len(), 5);
