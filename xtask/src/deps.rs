@@ -33,7 +33,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         &["vaquero-core", "vaquero-model", "vaquero-store", "vaquero-types", "vaquero-vault"],
     ),
     ("vaquero-vault", &["vaquero-store", "vaquero-types"]),
-    ("vaquero-testkit", &["vaquero-model", "vaquero-sandbox", "vaquero-types"]),
+    ("vaquero-testkit", &["vaquero-egress", "vaquero-model", "vaquero-sandbox", "vaquero-types"]),
     ("xtask", &[]),
 ];
 

@@ -7,6 +7,7 @@
     reason = "it measures with the real clock and lets the process end its tasks"
 )]
 
+mod egress;
 mod fanout;
 mod first_request;
 mod instant;
@@ -33,7 +34,7 @@ struct Args {
     #[arg(long)]
     quick: bool,
     /// Only these measurements.
-    #[arg(value_parser = ["first-request", "sandbox", "turns", "fanout", "memory", "recovery", "nodes"])]
+    #[arg(value_parser = ["first-request", "sandbox", "turns", "fanout", "memory", "recovery", "egress", "nodes"])]
     only: Vec<String>,
 }
 
@@ -77,6 +78,9 @@ async fn main() -> anyhow::Result<()> {
     }
     if wanted("recovery") {
         recovery::measure(&args).await?;
+    }
+    if wanted("egress") {
+        egress::measure(&args).await?;
     }
     if wanted("nodes") && std::env::var_os("VAQUERO_TEST_POSTGRES").is_some() {
         nodes::measure(&args).await?;
