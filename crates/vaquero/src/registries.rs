@@ -1,6 +1,5 @@
 //! Which hosts package managers load from: what the operator names, or else what the managers on this machine are set up for. There is no list of registries in here.
 
-use crate::config::Config;
 use futures::{FutureExt, future::join_all};
 use std::{
     collections::BTreeSet,
@@ -38,9 +37,8 @@ const VARIABLES: [&str; 5] = [
     "GOPROXY",
 ];
 
-/// Begins to find out, when somebody first wants to know.
-pub(crate) fn registries(config: &Config) -> Registries {
-    let named = config.package_registries.clone();
+/// Those that are named, or else what is found out when somebody first wants to know.
+pub(crate) fn registries(named: Option<String>) -> Registries {
     async move {
         let hosts = match named {
             Some(named) => named.split(',').map(|host| host.trim().to_owned()).collect(),

@@ -176,7 +176,7 @@ impl Server {
                 compute: Arc::clone(compute),
                 checkpoints: Some(Arc::new(checkpoints)),
                 limits: config.sandbox_limits(),
-                registries: registries(config),
+                registries: registries(config.package_registries.clone()),
                 clock,
                 ids,
             };
