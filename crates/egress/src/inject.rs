@@ -169,6 +169,9 @@ fn forms(secret: &[u8]) -> Vec<Vec<u8>> {
     forms.push(upper.to_ascii_lowercase().into_bytes());
     forms.push(upper.into_bytes());
     forms.push(secret.iter().flat_map(|byte| format!("{byte:02x}").into_bytes()).collect());
+    // As JSON has it, without its quotes.
+    let json = serde_json::to_string(&String::from_utf8_lossy(secret)).unwrap_or_default();
+    forms.push(json.trim_matches('"').as_bytes().to_vec());
     forms.retain(|form| form.len() >= SHORTEST);
     forms.sort();
     forms.dedup();

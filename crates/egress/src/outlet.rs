@@ -140,6 +140,9 @@ pub fn system_trust() -> Result<TrustedHosts, rustls::Error> {
     trust(roots)
 }
 
+/// A connection's place among those a sandbox may have, until the last part of the connection is gone: a tunnel outlives the request that asked for it.
+pub(crate) type Place = Arc<OwnedSemaphorePermit>;
+
 /// One sandbox's way out.
 pub struct Outlet {
     label: String,
@@ -198,11 +201,11 @@ impl Outlet {
         names.set_nonblocking(true)?;
         let (proxy, catch_all) = (TcpListener::from_std(proxy)?, TcpListener::from_std(catch_all)?);
         let names = Arc::new(UdpSocket::from_std(names)?);
-        self.spawn(Arc::clone(self).accept(proxy, |outlet, stream| async move {
-            proxy::serve(&outlet, stream).await;
+        self.spawn(Arc::clone(self).accept(proxy, |outlet, stream, place| async move {
+            proxy::serve(&outlet, stream, place).await;
         }));
-        self.spawn(Arc::clone(self).accept(catch_all, |outlet, stream| async move {
-            transparent::serve(&outlet, stream).await;
+        self.spawn(Arc::clone(self).accept(catch_all, |outlet, stream, place| async move {
+            transparent::serve(&outlet, stream, place).await;
         }));
         self.spawn(Arc::clone(self).answer(names));
         Ok(())
@@ -216,8 +219,11 @@ impl Outlet {
         });
     }
 
-    async fn accept<F>(self: Arc<Self>, listener: TcpListener, serve: fn(Arc<Self>, TcpStream) -> F)
-    where
+    async fn accept<F>(
+        self: Arc<Self>,
+        listener: TcpListener,
+        serve: fn(Arc<Self>, TcpStream, Place) -> F,
+    ) where
         F: Future<Output = ()> + Send + 'static,
     {
         loop {
@@ -229,16 +235,13 @@ impl Outlet {
             let Some(place) = self.place() else { continue };
             drop(stream.set_nodelay(true));
             let outlet = Arc::clone(&self);
-            self.spawn(async move {
-                serve(outlet, stream).await;
-                drop(place);
-            });
+            self.spawn(serve(outlet, stream, place));
         }
     }
 
     /// A place for one connection; none when all are taken.
-    fn place(&self) -> Option<OwnedSemaphorePermit> {
-        let place = Arc::clone(&self.places).try_acquire_owned().ok();
+    fn place(&self) -> Option<Place> {
+        let place = Arc::clone(&self.places).try_acquire_owned().ok().map(Arc::new);
         if place.is_none() {
             self.count_refusal(&Refusal::TooMany);
         }

@@ -4,7 +4,7 @@
 use crate::{
     Host, Refusal,
     inject::Body,
-    outlet::{Outlet, Upstream},
+    outlet::{Outlet, Place, Upstream},
     tunnel::{self, Destination},
 };
 use http::{
@@ -46,14 +46,15 @@ struct Relay {
     fixed: Option<Destination>,
     /// The host is to be spoken to in TLS.
     tls: bool,
+    place: Place,
     /// The last host's connection, for the next request to it.
     open: Mutex<Option<(Destination, SendRequest<Body>)>>,
 }
 
 /// Serves a client that knows it speaks to a proxy.
-pub(crate) async fn serve(outlet: &Arc<Outlet>, stream: TcpStream) {
-    let relay =
-        Relay { outlet: Arc::clone(outlet), fixed: None, tls: false, open: Mutex::new(None) };
+pub(crate) async fn serve(outlet: &Arc<Outlet>, stream: TcpStream, place: Place) {
+    let (outlet, open) = (Arc::clone(outlet), Mutex::new(None));
+    let relay = Relay { outlet, fixed: None, tls: false, place, open };
     relay.serve(stream).await;
 }
 
@@ -63,6 +64,7 @@ pub(crate) async fn serve_one<C>(
     client: C,
     to: Destination,
     plain: Option<TcpStream>,
+    place: Place,
 ) where
     C: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -75,7 +77,8 @@ pub(crate) async fn serve_one<C>(
         }
         None => None,
     };
-    let relay = Relay { outlet: Arc::clone(outlet), fixed: Some(to), tls, open: Mutex::new(open) };
+    let (outlet, open) = (Arc::clone(outlet), Mutex::new(open));
+    let relay = Relay { outlet, fixed: Some(to), tls, place, open };
     relay.serve(client).await;
 }
 
@@ -191,10 +194,10 @@ impl Relay {
         to: &Destination,
     ) -> Result<Response<Body>, Refusal> {
         let upstream = self.outlet.dial(&to.host, to.port).await?;
-        let (outlet, to) = (Arc::clone(&self.outlet), to.clone());
+        let (outlet, to, place) = (Arc::clone(&self.outlet), to.clone(), Arc::clone(&self.place));
         self.outlet.spawn(async move {
             if let Ok(client) = hyper::upgrade::on(request).await {
-                tunnel::run(outlet, TokioIo::new(client), to, upstream).await;
+                tunnel::run(outlet, TokioIo::new(client), to, upstream, place).await;
             }
         });
         Ok(Response::new(text(String::new())))
@@ -206,7 +209,9 @@ impl Relay {
         to: &Destination,
     ) -> Result<Response<Body>, Refusal> {
         let secrets = self.outlet.secrets(&to.host).await;
+        // To any other protocol, such as HTTP/2, nobody here could say what host it names.
         let upgrade = request.headers().get(header::UPGRADE).cloned();
+        let upgrade = upgrade.filter(|to| to.as_bytes().eq_ignore_ascii_case(b"websocket"));
         let client = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
         let (mut head, body) = outgoing(request, to, upgrade.as_ref())?.into_parts();
         let body = match &secrets {
@@ -229,7 +234,9 @@ impl Relay {
             let Some(client) = client else {
                 return Err(Refusal::Malformed("the host changed the protocol unasked"));
             };
+            let place = Arc::clone(&self.place);
             self.outlet.spawn(async move {
+                let _place = place;
                 if let (Ok(client), Ok(upstream)) = (client.await, upstream.await) {
                     let (mut client, mut upstream) = (TokioIo::new(client), TokioIo::new(upstream));
                     drop(copy_bidirectional(&mut client, &mut upstream).await);

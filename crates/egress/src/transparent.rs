@@ -4,7 +4,7 @@
 use crate::{
     Host, Refusal, inspect,
     names::Names,
-    outlet::Outlet,
+    outlet::{Outlet, Place},
     tunnel::{self, Destination},
 };
 use std::{sync::Arc, time::Duration};
@@ -13,7 +13,7 @@ use tokio::{io::split, net::TcpStream, time::timeout};
 /// How long to wait for the first bytes of a connection that is refused, to refuse it in its protocol.
 const OPENING: Duration = Duration::from_secs(2);
 
-pub(crate) async fn serve(outlet: &Arc<Outlet>, client: TcpStream) {
+pub(crate) async fn serve(outlet: &Arc<Outlet>, client: TcpStream, place: Place) {
     let Ok(wanted) = rustix::net::sockopt::ip_original_dst(&client) else { return };
     let port = wanted.port();
     let host = match outlet.name_of(*wanted.ip()) {
@@ -28,7 +28,8 @@ pub(crate) async fn serve(outlet: &Arc<Outlet>, client: TcpStream) {
     };
     match reached {
         Ok(upstream) => {
-            tunnel::run(Arc::clone(outlet), client, Destination { host, port }, upstream).await;
+            let to = Destination { host, port };
+            tunnel::run(Arc::clone(outlet), client, to, upstream, place).await;
         }
         Err(refusal) => {
             outlet.refused(&host, port, &refusal);

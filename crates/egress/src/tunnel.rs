@@ -3,7 +3,7 @@
 use crate::{
     Host, Refusal,
     inspect::{self, Kind},
-    outlet::Outlet,
+    outlet::{Outlet, Place},
     proxy,
 };
 use futures::future::BoxFuture;
@@ -26,16 +26,22 @@ pub(crate) fn run<C>(
     client: C,
     to: Destination,
     upstream: TcpStream,
+    place: Place,
 ) -> BoxFuture<'static, ()>
 where
     C: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     // Boxed: what is in a tunnel may be HTTP, and that may ask for a tunnel.
-    Box::pin(async move { inspected(&outlet, client, &to, upstream).await })
+    Box::pin(async move { inspected(&outlet, client, &to, upstream, place).await })
 }
 
-async fn inspected<C>(outlet: &Arc<Outlet>, client: C, to: &Destination, upstream: TcpStream)
-where
+async fn inspected<C>(
+    outlet: &Arc<Outlet>,
+    client: C,
+    to: &Destination,
+    upstream: TcpStream,
+    place: Place,
+) where
     C: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let secrets = outlet.secrets(&to.host).await.is_some();
@@ -60,17 +66,17 @@ where
         Ok(opening) => match &opening.kind {
             Kind::Http => {
                 let client = join(Cursor::new(opening.bytes).chain(from), back);
-                return proxy::serve_one(outlet, client, to.clone(), Some(upstream)).await;
+                return proxy::serve_one(outlet, client, to.clone(), Some(upstream), place).await;
             }
             Kind::Tls(Some(name)) if *name == to.host && secrets => {
                 let client = join(Cursor::new(opening.bytes).chain(from), back);
                 if let Some(client) = outlet.open_tls(client).await {
-                    proxy::serve_one(outlet, client, to.clone(), None).await;
+                    proxy::serve_one(outlet, client, to.clone(), None, place).await;
                 }
                 return;
             }
             Kind::Tls(Some(name)) if *name == to.host => Ok(opening),
-            Kind::Tls(_) if !inspects => Ok(opening),
+            Kind::Tls(_) if !inspects && !secrets => Ok(opening),
             Kind::Tls(name) => {
                 let said = name
                     .as_ref()

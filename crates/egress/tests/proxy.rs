@@ -362,6 +362,36 @@ async fn a_sandbox_has_a_number_of_connections() -> io::Result<()> {
 }
 
 #[tokio::test]
+async fn a_tunnel_keeps_its_place_for_as_long_as_it_lives() -> io::Result<()> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let rig = rig(None, HERE)?;
+    let target = format!("allowed.test:{}", listener.local_addr()?.port());
+    let mut tunnels = Vec::new();
+    for _ in 0..256 {
+        let (tunnel, accepted) = tokio::join!(rig.tunnel(&target), listener.accept());
+        tunnels.push((tunnel?, accepted?));
+    }
+    let mut more = rig.connect().await?;
+    let mut said = Vec::new();
+    drop(timeout(PATIENCE, more.read_to_end(&mut said)).await?);
+    assert!(said.is_empty() && rig.counts().refusals == 1, "{:?}", rig.counts());
+    Ok(())
+}
+
+#[tokio::test]
+async fn only_web_sockets_are_an_upgrade() -> io::Result<()> {
+    let mut place = host(OK).await?;
+    let rig = rig(Some(&["allowed.test"]), HERE)?;
+    let port = place.port;
+    let request = format!(
+        "GET http://allowed.test:{port}/ HTTP/1.1\r\nhost: allowed.test\r\nconnection: upgrade, http2-settings\r\nupgrade: h2c\r\nhttp2-settings: x\r\n\r\n"
+    );
+    assert!(rig.ask(request).await?.starts_with("HTTP/1.1 200"));
+    assert!(!place.hears().await.to_lowercase().contains("h2c"));
+    Ok(())
+}
+
+#[tokio::test]
 async fn the_name_server_answers_over_its_socket() -> io::Result<()> {
     let rig = rig(Some(&["allowed.test"]), &[])?;
     let socket = UdpSocket::bind("127.0.0.1:0").await?;
