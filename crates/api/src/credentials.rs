@@ -103,7 +103,7 @@ pub(crate) fn archive(
     credential.archived_at = Some(now);
     credential.updated_at = now;
     writes.push(write(workspace, credential, Expect::Revision(document.revision)));
-    writes.push(secrets::purge(&credential.id));
+    writes.push(secrets::purge(workspace, &credential.id));
 }
 
 /// Removes a credential and its secrets.
@@ -119,7 +119,7 @@ pub(crate) fn delete(
         id: document.id.clone(),
         expect: Expect::Revision(document.revision),
     });
-    writes.push(secrets::purge(&credential.id));
+    writes.push(secrets::purge(workspace, &credential.id));
 }
 
 /// The keys that secrets are sealed with, if this server has any.

@@ -70,8 +70,11 @@ impl VaultKeys {
         self.keys.replace(Keyring::parse(&both)?);
         let ring = self.keys.get().map_err(anyhow::Error::msg)?;
         let resealed = secrets::reseal(store, &ring, now).await?;
-        replace(file, &new)?;
-        self.keys.replace(Keyring::parse(&new)?);
+        // The last key stays until the next rotation: a request under way may have sealed with it after everything was sealed anew.
+        let last = old.lines().next().unwrap_or_default();
+        let kept = format!("{}\n{last}", new.as_str());
+        replace(file, &kept)?;
+        self.keys.replace(Keyring::parse(&kept)?);
         Ok(resealed)
     }
 }

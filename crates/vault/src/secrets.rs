@@ -35,10 +35,11 @@ pub enum SecretError {
 struct Kept {
     /// The workspace of its credential.
     workspace: WorkspaceId,
+    credential: CredentialId,
     sealed: Sealed,
 }
 
-fn place(workspace: &WorkspaceId, credential: &str) -> String {
+fn place(workspace: &WorkspaceId, credential: &CredentialId) -> String {
     format!("secret\0{workspace}\0{credential}")
 }
 
@@ -46,11 +47,16 @@ fn system() -> WorkspaceId {
     WorkspaceId::from_wire(SYSTEM)
 }
 
-fn document(kept: &Kept, credential: &str, now: Timestamp) -> Document {
+/// The id of a credential's document. An import can bring the same credential into several workspaces; none may touch the secret of another.
+fn id_of(workspace: &WorkspaceId, credential: &CredentialId) -> String {
+    format!("{workspace}.{credential}")
+}
+
+fn document(kept: &Kept, now: Timestamp) -> Document {
     Document {
         workspace: system(),
         kind: KIND.to_owned(),
-        id: credential.to_owned(),
+        id: id_of(&kept.workspace, &kept.credential),
         parent: None,
         unique_key: None,
         created_at: now,
@@ -69,23 +75,17 @@ pub fn put(
     now: Timestamp,
 ) -> Result<Write, KeyError> {
     let plain = zeroize::Zeroizing::new(serde_json::to_vec(secrets).unwrap_or_default());
-    let sealed = ring.seal(&place(workspace, credential.as_str()), &plain)?;
-    let kept = Kept { workspace: workspace.clone(), sealed };
-    Ok(Write::PutDocument {
-        document: document(&kept, credential.as_str(), now),
-        expect: Expect::Any,
-    })
+    let sealed = ring.seal(&place(workspace, credential), &plain)?;
+    let (workspace, credential) = (workspace.clone(), credential.clone());
+    let kept = Kept { workspace, credential, sealed };
+    Ok(Write::PutDocument { document: document(&kept, now), expect: Expect::Any })
 }
 
 /// Removes the secrets of a credential.
-pub fn purge(credential: &CredentialId) -> Write {
+pub fn purge(workspace: &WorkspaceId, credential: &CredentialId) -> Write {
+    let id = id_of(workspace, credential);
     let (workspace, kind) = (system(), KIND.to_owned());
-    Write::DeleteDocument {
-        workspace,
-        kind,
-        id: credential.as_str().to_owned(),
-        expect: Expect::Any,
-    }
+    Write::DeleteDocument { workspace, kind, id, expect: Expect::Any }
 }
 
 /// The secrets of a credential; none if they were purged or never came here.
@@ -95,13 +95,14 @@ pub async fn read(
     workspace: &WorkspaceId,
     credential: &CredentialId,
 ) -> Result<Option<Secrets>, SecretError> {
-    let Some(found) = store.document(&system(), KIND, credential.as_str()).await? else {
+    let id = id_of(workspace, credential);
+    let Some(found) = store.document(&system(), KIND, &id).await? else {
         return Ok(None);
     };
     let damaged = || SecretError::Open(credential.clone(), OpenError::Damaged);
     let kept: Kept = serde_json::from_str(&found.body).map_err(|_| damaged())?;
     let plain = ring
-        .open(&place(workspace, credential.as_str()), &kept.sealed)
+        .open(&place(workspace, credential), &kept.sealed)
         .map_err(|error| SecretError::Open(credential.clone(), error))?;
     serde_json::from_slice(&plain).map(Some).map_err(|_| damaged())
 }
@@ -135,11 +136,10 @@ pub async fn reseal(
             if kept.sealed.key == ring.current() {
                 continue;
             }
-            let place = place(&kept.workspace, &found.id);
+            let place = place(&kept.workspace, &kept.credential);
             let plain = ring.open(&place, &kept.sealed).map_err(failed)?;
             let kept = Kept { sealed: ring.seal(&place, &plain)?, ..kept };
-            let document =
-                Document { created_at: found.created_at, ..document(&kept, &found.id, now) };
+            let document = Document { created_at: found.created_at, ..document(&kept, now) };
             let write = Write::PutDocument { document, expect: Expect::Revision(found.revision) };
             match store.commit(vec![write], now).await {
                 Ok(_) => resealed += 1,

@@ -141,7 +141,8 @@ impl Rig {
     /// Whether the store holds a secret of this credential.
     pub(crate) async fn secret(&self, credential: &str) -> bool {
         let system = vaquero_types::WorkspaceId::from_wire("wrkspc_system");
-        self.store.document(&system, "secret", credential).await.expect("a store").is_some()
+        let id = format!("{}.{credential}", keys::DEFAULT_WORKSPACE);
+        self.store.document(&system, "secret", &id).await.expect("a store").is_some()
     }
 
     /// Sends a request as it is.
