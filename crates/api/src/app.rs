@@ -48,6 +48,17 @@ pub struct Settings {
     pub keep_alive: Duration,
     /// Requests a minute.
     pub rates: Rates,
+    /// What sandboxes here can do.
+    pub sandboxes: Sandboxes,
+}
+
+/// What sessions can ask of the sandboxes here. What cannot be kept is refused when a session is made.
+#[derive(Clone, Copy, Debug)]
+pub struct Sandboxes {
+    /// Something stands between them and the host.
+    pub isolated: bool,
+    /// Without that, packages may be installed on the host.
+    pub host_packages_ok: bool,
 }
 
 impl Default for Settings {
@@ -57,6 +68,7 @@ impl Default for Settings {
             body_idle: Duration::from_secs(30),
             keep_alive: Duration::from_secs(10),
             rates: Rates::default(),
+            sandboxes: Sandboxes { isolated: true, host_packages_ok: false },
         }
     }
 }

@@ -27,7 +27,7 @@ mod stop_all;
 mod threads;
 mod vaults;
 
-pub use app::{App, Parts, Settings};
+pub use app::{App, Parts, Sandboxes, Settings};
 pub use edge::unreadable;
 pub use models::ModelList;
 pub use rates::Rates;

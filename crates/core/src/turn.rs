@@ -114,6 +114,11 @@ pub enum Input {
     },
     /// The hands need a new sandbox generation before they can run anything.
     HandsGone,
+    /// There can be no sandbox such as the session's environment wants it: none of the calls can run.
+    HandsFailed {
+        /// For a person and the model to read.
+        message: String,
+    },
     /// The time a `WakeAt` asked for has come, or a moment to look again.
     Tick,
 }
@@ -186,6 +191,7 @@ struct Flight {
     fresh: BTreeSet<EventId>,
     compact: bool,
     span_started: bool,
+    hands_failed: Option<String>,
 }
 
 /// What the model's end of a request was, until the batch made of it is durable: a guarded batch may have to be made again.
@@ -278,6 +284,12 @@ impl Machine {
                 let transcript = crate::transcript::Transcript::Generation { generation };
                 batch.records.push(transcript.record(desk.event_id(), &self.facts.thread));
                 self.append(batch)
+            }
+            Input::HandsFailed { message } => {
+                self.flight.tools.clear();
+                self.flight.cancelled.clear();
+                self.flight.hands_failed = Some(message);
+                self.decide(&mut desk)
             }
             Input::Tick => self.decide(&mut desk),
         }

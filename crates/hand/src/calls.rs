@@ -1,6 +1,7 @@
 //! The calls of a generation: each runs at most once, its result is kept until the server has it, and asking again never starts it again.
 
 use crate::{
+    exec::{self, EXEC},
     processes::Processes,
     protocol::{INTERRUPTED, Outcome, RefusalCode, Reply, State, ToolResult},
     serve::refuse,
@@ -96,16 +97,14 @@ impl Calls {
     }
 
     fn start(&self, call: String, tool: String, input: Value, timeout: Option<Duration>) {
-        let (table, shell, places) =
-            (Arc::clone(&self.table), self.shell.clone(), self.places.clone());
+        let (table, shell) = (Arc::clone(&self.table), self.shell.clone());
+        let (places, processes) = (self.places.clone(), self.processes.clone());
         let name = call.clone();
         let work = move || {
-            let result = catch_unwind(AssertUnwindSafe(|| {
-                if tool == "bash" {
-                    shell.run(&name, &input, timeout)
-                } else {
-                    tools::run(&places, &name, &tool, &input)
-                }
+            let result = catch_unwind(AssertUnwindSafe(|| match tool.as_str() {
+                "bash" => shell.run(&name, &input, timeout),
+                EXEC => exec::run(&places, &processes, &name, &input, timeout),
+                _ => tools::run(&places, &name, &tool, &input),
             }));
             let result = result.unwrap_or_else(|_| {
                 ToolResult::error(format!("{tool}: failed inside the sandbox"))

@@ -4,7 +4,10 @@ use std::{
     collections::VecDeque,
     fs::{DirBuilder, File, OpenOptions},
     io::Write,
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::{
+        fd::OwnedFd,
+        unix::fs::{DirBuilderExt, OpenOptionsExt},
+    },
     path::{Path, PathBuf},
 };
 
@@ -99,6 +102,19 @@ impl Output {
             self.total
         )
     }
+}
+
+/// Reads what is there; false at the end.
+pub(crate) fn drain(from: &OwnedFd, output: &mut Output) -> bool {
+    let mut chunk = vec![0; 64 << 10];
+    for _ in 0..64 {
+        match rustix::io::read(from, &mut chunk) {
+            Ok(0) => return false,
+            Ok(count) => output.push(&chunk[..count]),
+            Err(_) => return true,
+        }
+    }
+    true
 }
 
 fn create(path: &Path) -> Option<File> {

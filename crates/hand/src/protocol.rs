@@ -9,7 +9,7 @@ use serde_json::Value;
 use std::io::{self, Read, Write};
 
 /// What both sides must agree on.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// The largest frame either side accepts, in bytes.
 pub const MAX_FRAME: usize = 64 << 20;
@@ -93,7 +93,7 @@ pub enum Op {
     Run {
         /// The call.
         call_id: String,
-        /// `bash`, `read`, `write`, `edit`, `glob` or `grep`.
+        /// `bash`, `read`, `write`, `edit`, `glob` or `grep`; or `exec`, which no model knows.
         tool: String,
         /// The input as the model wrote it.
         input: Value,

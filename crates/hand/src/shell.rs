@@ -4,7 +4,7 @@
 //! that keeps the output open does not keep the call waiting.
 
 use crate::{
-    output::Output,
+    output::{Output, drain},
     processes::Processes,
     protocol::{INTERRUPTED, ToolResult},
     tools::Places,
@@ -454,19 +454,6 @@ impl Owner {
             }
         }
     }
-}
-
-/// Reads what is there; false at the end.
-fn drain(from: &OwnedFd, output: &mut Output) -> bool {
-    let mut chunk = vec![0; 64 << 10];
-    for _ in 0..64 {
-        match rustix::io::read(from, &mut chunk) {
-            Ok(0) => return false,
-            Ok(count) => output.push(&chunk[..count]),
-            Err(_) => return true,
-        }
-    }
-    true
 }
 
 fn drain_wake(woken: &OwnedFd) {

@@ -110,6 +110,7 @@ impl Arena<'_> {
             limits: LIMITS,
             env: BTreeMap::from([("ALLOWED".to_owned(), "yes".to_owned())]),
             outbound: None,
+            provision: None,
         }
     }
 

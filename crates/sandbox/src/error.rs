@@ -27,6 +27,9 @@ pub enum SandboxError {
         /// What to do about it.
         fix: String,
     },
+    /// What the environment wants installed could not be: there is no half-ready sandbox.
+    #[error("the environment could not be set up: {0}")]
+    Provision(String),
     /// The caller asked for something that can never work; asking again will not help.
     #[error("{0}")]
     Invalid(String),

@@ -4,6 +4,8 @@
 mod bare;
 mod cgroup;
 mod child;
+mod debian;
+pub(crate) mod layer;
 mod lockdown;
 mod members;
 pub(crate) mod network;
@@ -11,6 +13,7 @@ mod office;
 mod probe;
 mod rootfs;
 mod seccomp;
+mod seed;
 mod spares;
 mod start;
 pub(crate) mod sys;

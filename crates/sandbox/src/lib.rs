@@ -10,6 +10,7 @@ mod examine;
 mod hand;
 mod launcher;
 mod local;
+mod provision;
 mod remove;
 mod report;
 mod seam;
@@ -22,6 +23,6 @@ pub use local::{LimitsMode, LocalConfig, LocalProvider, UnsafeHost};
 pub use report::{Report, Wall, WallState};
 pub use seam::{
     Block, CallState, Capabilities, ComputeProvider, Entry, Fence, Isolation, Kind, Limits,
-    LimitsBy, LimitsState, Networking, Outbound, PART, Page, Piece, Reach, Sandbox, SandboxKey,
-    SandboxSpec, Sockets, ToolResult, Trust, Uplink, Vaults,
+    LimitsBy, LimitsState, Networking, Outbound, PART, Page, Piece, Provision, Reach, Sandbox,
+    SandboxKey, SandboxSpec, Sockets, ToolResult, Trust, Uplink, Vaults,
 };

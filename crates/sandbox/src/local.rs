@@ -5,6 +5,7 @@ mod canary;
 mod config;
 mod found;
 mod idle;
+mod layers;
 mod post;
 mod sandbox;
 mod unsafe_host;
@@ -28,10 +29,11 @@ pub use config::{LimitsMode, LocalConfig};
 pub use unsafe_host::UnsafeHost;
 
 use self::found::Found;
+use self::layers::Layers;
 use self::sandbox::LocalSandbox;
 use crate::connection::{Connection, LARGE_KIB, Shared};
 use crate::error::SandboxError;
-use crate::launcher::wire::{Answer, Ask, Listed, SparesWanted};
+use crate::launcher::wire::{Answer, Ask, Layer, Listed, SparesWanted};
 use crate::launcher::{Options, SPARE};
 use crate::remove::remove_tree;
 use crate::seam::{
@@ -41,12 +43,16 @@ use crate::seam::{
 
 /// A sandbox has to be there, or refused, within this time.
 const ENSURE_TIMEOUT: Duration = Duration::from_mins(1);
+/// The same where files may have to be copied first.
+const SEED_TIMEOUT: Duration = Duration::from_mins(11);
 /// Killing a sandbox means waiting for everything in it.
 const STOP_TIMEOUT: Duration = Duration::from_mins(1);
 /// Most bytes of names and values in a sandbox's environment.
 const MAX_ENV: usize = 32 << 10;
 /// Session ids beginning so are the provider's own.
 const CANARY: &str = "canary-";
+/// Those of sandboxes that make layers.
+const BUILD: &str = "build-";
 
 /// Sandboxes on this Linux machine, walled in by namespaces, seccomp and cgroups.
 #[derive(Debug, Clone)]
@@ -68,6 +74,9 @@ struct Inner {
     attached: Mutex<HashMap<SandboxKey, Arc<LocalSandbox>>>,
     /// One at a time per session for everything that makes or ends its sandboxes.
     turns: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    layers: Layers,
+    /// What layers lie over.
+    ground: BTreeMap<&'static str, String>,
     discarded: AtomicU64,
 }
 
@@ -99,6 +108,7 @@ impl LocalProvider {
             provider.shutdown(true).await;
             return Err(error);
         }
+        provider.inner.clear_layers().await;
         let idle = idle::watch(Arc::downgrade(&provider.inner));
         let stopping = provider.inner.stopping.clone();
         provider.inner.shared.tasks.spawn(async move {
@@ -114,7 +124,8 @@ impl LocalProvider {
         let limits = Limits { workspace_bytes: 1 << 20, tmp_bytes: 1 << 20, ..Limits::default() };
         let nothing = Outbound { reach: Reach::Limited(Vec::new()), vaults: None };
         let outbound = self.inner.uplink.is_some().then_some(nothing);
-        let spec = SandboxSpec { generation: 1, epoch: 1, limits, env: BTreeMap::new(), outbound };
+        let env = BTreeMap::new();
+        let spec = SandboxSpec { generation: 1, epoch: 1, limits, env, outbound, provision: None };
         let checked = match self.ensure(&key, &spec).await {
             Ok(sandbox) if self.inner.options.isolated => {
                 canary::check(&*sandbox, &self.inner.options.dir).await
@@ -172,6 +183,8 @@ impl Inner {
             launcher: tokio::sync::Mutex::new(Arc::new(found)),
             attached: Mutex::default(),
             turns: Mutex::default(),
+            layers: Layers::default(),
+            ground: layers::ground(),
             discarded: AtomicU64::new(0),
         };
         inner.empty_trash();
@@ -309,6 +322,20 @@ impl Inner {
         if spec.outbound.is_some() && self.options.isolated && self.uplink.is_none() {
             return Err(SandboxError::Invalid("this provider has no way out".to_owned()));
         }
+        if let Some(sandbox) = self.known(key, spec.generation) {
+            return Ok(sandbox);
+        }
+        let layer = self.layer(spec).await?;
+        self.create(key, spec, layer).await
+    }
+
+    /// Makes a sandbox, or connects to it if exactly this one is there.
+    async fn create(
+        self: &Arc<Self>,
+        key: &SandboxKey,
+        spec: &SandboxSpec,
+        layer: Option<Layer>,
+    ) -> Result<Arc<LocalSandbox>, SandboxError> {
         let _turn = self.turn(&key.session).await;
         if let Some(sandbox) = self.known(key, spec.generation) {
             return Ok(sandbox);
@@ -324,19 +351,23 @@ impl Inner {
             }
             _ => None,
         };
+        // What the session begins with may have to be copied first.
+        let patience = if layer.is_some() { SEED_TIMEOUT } else { ENSURE_TIMEOUT };
+        let own = key.session.starts_with(CANARY) || key.session.starts_with(BUILD);
         for _ in 0..4 {
             let launcher = self.launcher().await?;
             let ask = Ask::Create {
                 key: key.clone(),
                 generation: spec.generation,
                 limits: spec.limits,
-                env: spec.env.clone(),
+                env: variables(spec),
                 network: spec.outbound.is_some(),
                 trust: trust.clone(),
                 // What a sandbox with secrets is like is not what the next one is like.
-                spares: (!secrets && !key.session.starts_with(CANARY)).then_some(wanted),
+                spares: (!secrets && !own).then_some(wanted),
+                layer: layer.clone(),
             };
-            match launcher.post.ask(ask, ENSURE_TIMEOUT).await {
+            match launcher.post.ask(ask, patience).await {
                 Ok((Answer::Stream { kept, .. }, descriptors)) => {
                     match self.adopt(key, spec, kept.as_deref(), descriptors).await {
                         Ok(sandbox) => return Ok(sandbox),
@@ -462,11 +493,13 @@ impl Inner {
     /// Every session that has a sandbox or a workspace.
     async fn sessions(&self) -> Result<BTreeSet<String>, SandboxError> {
         let living = self.list().await?;
-        let mut sessions: BTreeSet<String> = living.into_iter().map(|l| l.key.session).collect();
+        let living = living.into_iter().map(|listed| listed.key.session);
+        let mut sessions: BTreeSet<String> =
+            living.filter(|session| !session.starts_with(BUILD)).collect();
         let entries = fs::read_dir(&self.options.workspaces)
             .map_err(|e| SandboxError::io("cannot list the workspaces", e))?;
         let names = entries.flatten().filter_map(|e| e.file_name().into_string().ok());
-        sessions.extend(names.filter(|name| !name.starts_with(SPARE)));
+        sessions.extend(names.filter(|name| !name.starts_with(SPARE) && !name.starts_with(BUILD)));
         Ok(sessions)
     }
 }
@@ -478,6 +511,16 @@ fn done(answer: Result<(Answer, Vec<OwnedFd>), SandboxError>) -> Result<(), Sand
         Ok(_) => Err(SandboxError::gone("the launcher gave no account of the sandbox")),
         Err(error) => Err(error),
     }
+}
+
+/// The variables of a sandbox, with what its packages need to be found.
+fn variables(spec: &SandboxSpec) -> BTreeMap<String, String> {
+    let mut env = spec.env.clone();
+    if spec.provision.as_ref().is_some_and(|provision| !provision.packages.npm.is_empty()) {
+        let modules = || "/usr/local/lib/node_modules".to_owned();
+        env.entry("NODE_PATH".to_owned()).or_insert_with(modules);
+    }
+    env
 }
 
 fn check_spec(spec: &SandboxSpec) -> Result<(), SandboxError> {
@@ -514,6 +557,10 @@ fn make_private(dir: &Path) -> io::Result<()> {
 impl ComputeProvider for LocalProvider {
     fn capabilities(&self) -> Capabilities {
         self.inner.capabilities.clone()
+    }
+
+    fn prepare(&self, spec: &SandboxSpec) {
+        self.inner.prepare(spec);
     }
 
     async fn ensure(

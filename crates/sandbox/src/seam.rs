@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 pub use vaquero_hand::pack::{Entry, Kind, PART, Page, Piece};
 pub use vaquero_hand::protocol::{Block, Fence, ToolResult};
-use vaquero_types::{VaultId, WorkspaceId};
+use vaquero_types::{VaultId, WorkspaceId, environment::Packages};
 
 use crate::error::SandboxError;
 
@@ -99,6 +99,21 @@ pub struct SandboxSpec {
     pub env: BTreeMap<String, String>,
     /// What it may reach; `None` for nothing but its own loopback.
     pub outbound: Option<Outbound>,
+    /// What has to be installed before anything runs in it.
+    pub provision: Option<Arc<Provision>>,
+}
+
+/// What is installed in a sandbox before anything runs in it. Made once for all sandboxes that ask for the same, without any secret, reaching what they reach.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Provision {
+    /// Whose it is: nobody else's sandboxes get it.
+    pub workspace: WorkspaceId,
+    /// By manager.
+    pub packages: Packages,
+    /// Commands that follow, in order.
+    pub setup: Vec<String>,
+    /// Variables of these commands.
+    pub env: BTreeMap<String, String>,
 }
 
 /// What a sandbox may reach, and with which secrets. Decided outside of it, by whoever serves its [`Sockets`].
@@ -135,7 +150,8 @@ impl fmt::Debug for Trust {
 }
 
 /// Which hosts.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Reach {
     /// The public internet.
     Unrestricted,
@@ -238,6 +254,9 @@ pub struct Capabilities {
 pub trait ComputeProvider: Send + Sync {
     /// What this provider can do here.
     fn capabilities(&self) -> Capabilities;
+
+    /// Begins to install what sandboxes like this will need, so that they wait less for it.
+    fn prepare(&self, spec: &SandboxSpec);
 
     /// The sandbox of that key and generation: attached to if it lives, else made fresh around the
     /// session's workspace. An older generation is stopped first; a newer one is [`SandboxError::StaleFence`].

@@ -41,6 +41,7 @@ fn spec(generation: u64) -> SandboxSpec {
         limits: Limits::default(),
         env: BTreeMap::new(),
         outbound: None,
+        provision: None,
     }
 }
 
@@ -464,7 +465,7 @@ async fn the_unsafe_host_runs_on_the_host_and_replaces_an_isolating_launcher() {
     let dir = tempfile::tempdir().unwrap();
     let isolated = start(dir.path()).await;
     isolated.shutdown(true).await;
-    let provider = UnsafeHost::start(config(dir.path())).await.unwrap();
+    let provider = UnsafeHost::start(config(dir.path()), false).await.unwrap();
     assert_eq!(provider.capabilities().name, "unsafe-host");
     let sandbox = provider.ensure(&key("s"), &spec(1)).await.unwrap();
     let word = format!("65432{}", std::process::id());

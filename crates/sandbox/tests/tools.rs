@@ -38,6 +38,7 @@ impl Bench {
             limits: Limits::default(),
             env: BTreeMap::new(),
             outbound: None,
+            provision: None,
         };
         let sandbox = provider.ensure(&SandboxKey::default_of("sesn_tools"), &spec).await.unwrap();
         Self { sandbox, provider, calls: AtomicU32::new(0), dir }

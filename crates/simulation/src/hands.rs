@@ -79,6 +79,8 @@ impl ComputeProvider for Hands {
         }
     }
 
+    fn prepare(&self, _spec: &SandboxSpec) {}
+
     async fn ensure(
         &self,
         key: &SandboxKey,

@@ -1,9 +1,21 @@
 //! Environments: where the tools of a session run, what they may reach and what is installed there. Always stored and shown fully resolved.
 
+mod packages;
+
+pub use packages::{Packages, PackagesKind};
+
 use crate::{EnvironmentId, Fields, Invalid, Patch, Timestamp};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
+
+/// Most setup commands.
+const SETUP_MAX: usize = 50;
+/// Most characters of one.
+const COMMAND_MAX: usize = 16_384;
+/// Most variables, and most bytes of their names and values.
+const ENV_MAX: usize = 200;
+const ENV_BYTES_MAX: usize = 16_384;
 
 /// An environment, as stored and as shown.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -61,6 +73,12 @@ pub enum Config {
         networking: Networking,
         /// What is installed in them.
         packages: Packages,
+        /// Commands that run once after the packages are there; what they leave behind is where every session begins. An extension.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        setup: Vec<String>,
+        /// Variables of every process. Not for secrets. An extension.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        env: BTreeMap<String, String>,
     },
     /// On workers of the customer.
     SelfHosted,
@@ -83,62 +101,14 @@ pub enum Networking {
     },
 }
 
-/// Packages by manager, each in the manager's own notation.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Packages {
-    /// Always `packages`.
-    #[serde(rename = "type")]
-    pub kind: PackagesKind,
-    /// Debian packages.
-    pub apt: Vec<String>,
-    /// Rust crates with programs.
-    pub cargo: Vec<String>,
-    /// Ruby gems.
-    pub gem: Vec<String>,
-    /// Go programs.
-    pub go: Vec<String>,
-    /// Node packages.
-    pub npm: Vec<String>,
-    /// Python packages.
-    pub pip: Vec<String>,
-}
-
-/// The constant `packages`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum PackagesKind {
-    /// The constant.
-    #[default]
-    Packages,
-}
-
-impl Default for Packages {
-    fn default() -> Self {
-        let none = Vec::new;
-        Self {
-            kind: PackagesKind::Packages,
-            apt: none(),
-            cargo: none(),
-            gem: none(),
-            go: none(),
-            npm: none(),
-            pip: none(),
-        }
-    }
-}
-
-impl Packages {
-    /// Whether nothing is to be installed.
-    pub fn is_empty(&self) -> bool {
-        [&self.apt, &self.cargo, &self.gem, &self.go, &self.npm, &self.pip]
-            .iter()
-            .all(|list| list.is_empty())
-    }
-}
-
 impl Default for Config {
     fn default() -> Self {
-        Self::Cloud { networking: Networking::Unrestricted, packages: Packages::default() }
+        Self::Cloud {
+            networking: Networking::Unrestricted,
+            packages: Packages::default(),
+            setup: Vec::new(),
+            env: BTreeMap::new(),
+        }
     }
 }
 
@@ -222,12 +192,10 @@ fn decode_config(mut fields: Fields, stored: Option<&Config>) -> Result<Config, 
             Ok(Config::SelfHosted)
         }
         "cloud" => {
-            let (networking, packages) = match stored {
-                None => (Networking::Unrestricted, Packages::default()),
-                Some(Config::Cloud { networking, packages }) => {
-                    (networking.clone(), packages.clone())
-                }
-                Some(Config::SelfHosted) => return Err(type_change(&fields)),
+            let Config::Cloud { networking, packages, setup, env } =
+                stored.cloned().unwrap_or_default()
+            else {
+                return Err(type_change(&fields));
             };
             let networking = match fields.patch("networking") {
                 Patch::Absent => networking,
@@ -239,8 +207,10 @@ fn decode_config(mut fields: Fields, stored: Option<&Config>) -> Result<Config, 
             let packages = match fields.patch("packages") {
                 Patch::Absent => packages,
                 Patch::Null => Packages::default(),
-                Patch::Set(value) => decode_packages(value, &fields.at("packages"), packages)?,
+                Patch::Set(value) => packages.patched(value, &fields.at("packages"))?,
             };
+            let setup = fields.list("setup", SETUP_MAX, command)?.unwrap_or(setup);
+            let env = decode_env(&mut fields)?.unwrap_or(env);
             if let Networking::Limited { allow_package_managers: false, .. } = &networking
                 && !packages.is_empty()
             {
@@ -249,10 +219,53 @@ fn decode_config(mut fields: Fields, stored: Option<&Config>) -> Result<Config, 
                 return Err(fields.invalid("packages", reason));
             }
             fields.finish()?;
-            Ok(Config::Cloud { networking, packages })
+            Ok(Config::Cloud { networking, packages, setup, env })
         }
         _ => Err(fields.unknown_tag(&kind, &["cloud", "self_hosted"])),
     }
+}
+
+fn command(value: Value, at: String) -> Result<String, Invalid> {
+    let command = crate::fields::string(value, &at)?;
+    crate::fields::length(&command, &at, 1, COMMAND_MAX)?;
+    if command.contains('\0') {
+        return Err(Invalid::new(at, "must not contain a NUL character"));
+    }
+    Ok(command)
+}
+
+fn decode_env(fields: &mut Fields) -> Result<Option<BTreeMap<String, String>>, Invalid> {
+    let at = fields.at("env");
+    let Some(value) = fields.take("env") else { return Ok(None) };
+    let Value::Object(map) = value else {
+        return Err(Invalid::new(at, "expected an object of names and values"));
+    };
+    let mut env = BTreeMap::new();
+    for (name, value) in map {
+        let mut characters = name.chars();
+        let named = characters.next().is_some_and(|c| c.is_ascii_alphabetic() || c == '_')
+            && characters.all(|c| c.is_ascii_alphanumeric() || c == '_');
+        if !named || name.len() > 256 {
+            let reason = format!(
+                "`{}` cannot be the name of a variable",
+                name.chars().take(80).collect::<String>()
+            );
+            return Err(Invalid::new(at, reason));
+        }
+        let at = crate::fields::join(&at, &name);
+        let value = crate::fields::string(value, &at)?;
+        if value.contains('\0') {
+            return Err(Invalid::new(at, "must not contain a NUL character"));
+        }
+        env.insert(name, value);
+    }
+    let size: usize = env.iter().map(|(name, value)| name.len() + value.len()).sum();
+    if env.len() > ENV_MAX || size > ENV_BYTES_MAX {
+        let reason =
+            format!("at most {ENV_MAX} variables of {ENV_BYTES_MAX} bytes together are allowed");
+        return Err(Invalid::new(at, reason));
+    }
+    Ok(Some(env))
 }
 
 fn type_change(fields: &Fields) -> Invalid {
@@ -320,39 +333,6 @@ pub(crate) fn check_host(host: &str, at: &str) -> Result<(), Invalid> {
         at,
         "expected a host such as `example.com` or `*.example.com`, without scheme, port or path",
     ))
-}
-
-fn decode_packages(value: Value, path: &str, stored: Packages) -> Result<Packages, Invalid> {
-    let mut fields = Fields::new(value, path)?;
-    if let Some(kind) = fields.string("type")?
-        && kind != "packages"
-    {
-        return Err(fields.unknown_tag(&kind, &["packages"]));
-    }
-    let mut list = |name: &str, stored: Vec<String>| {
-        let list = fields.list(name, 1_000, |value, at| {
-            let package = crate::fields::string(value, &at)?;
-            crate::fields::length(&package, &at, 1, 512)?;
-            if package.starts_with('-')
-                || package.chars().any(|c| c.is_control() || c.is_whitespace())
-            {
-                return Err(Invalid::new(at, "is not the name of a package"));
-            }
-            Ok(package)
-        })?;
-        Ok::<Vec<String>, Invalid>(list.unwrap_or(stored))
-    };
-    let packages = Packages {
-        kind: PackagesKind::Packages,
-        apt: list("apt", stored.apt)?,
-        cargo: list("cargo", stored.cargo)?,
-        gem: list("gem", stored.gem)?,
-        go: list("go", stored.go)?,
-        npm: list("npm", stored.npm)?,
-        pip: list("pip", stored.pip)?,
-    };
-    fields.finish()?;
-    Ok(packages)
 }
 
 /// Names are kept as keys, and not every store can keep a NUL in one.

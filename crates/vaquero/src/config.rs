@@ -45,6 +45,9 @@ const NUMBERS: [&str; 17] = [
     "lease_seconds",
 ];
 
+/// Settings that are true or false.
+const BOOLEANS: [&str; 1] = ["host_packages_ok"];
+
 /// Flags of `vaquero serve`. Each has a variable (`VAQUERO_` and its name in capitals) and a key in `vaquero.toml` (its name with underscores).
 #[derive(Clone, Debug, Default, Args, Serialize)]
 pub(crate) struct ServeArgs {
@@ -176,6 +179,10 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "HOST,…")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) package_registries: Option<String>,
+    /// With `--sandbox unsafe-host`: environments may install packages and run setup commands on this host itself.
+    #[arg(long, value_name = "BOOLEAN", num_args = 0..=1, default_missing_value = "true")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) host_packages_ok: Option<bool>,
 }
 
 /// Which provider makes sandboxes.
@@ -262,6 +269,7 @@ pub(crate) struct Config {
     pub(crate) node: Option<String>,
     pub(crate) egress_allow_private: Option<String>,
     pub(crate) package_registries: Option<String>,
+    pub(crate) host_packages_ok: bool,
 }
 
 impl std::fmt::Debug for Config {
@@ -315,6 +323,7 @@ impl Default for Config {
             node: None,
             egress_allow_private: None,
             package_registries: None,
+            host_packages_ok: false,
         }
     }
 }

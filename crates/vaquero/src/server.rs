@@ -19,7 +19,7 @@ use std::{
 };
 use tokio::{net::TcpListener, sync::mpsc::unbounded_channel, task::JoinSet};
 use tokio_util::sync::CancellationToken;
-use vaquero_api::{App, ModelList, Parts, Rates, Settings, keys};
+use vaquero_api::{App, ModelList, Parts, Rates, Sandboxes, Settings, keys};
 use vaquero_blob::Blobs;
 use vaquero_model::{Anthropic, AnthropicConfig, ModelProvider, Unconfigured};
 use vaquero_sandbox::{ComputeProvider, LimitsMode, LocalConfig, LocalProvider, UnsafeHost};
@@ -93,7 +93,7 @@ async fn compute(config: &Config, egress: Egress) -> anyhow::Result<Arc<dyn Comp
             tracing::warn!(
                 "--sandbox=unsafe-host: THE MODEL'S COMMANDS RUN ON THIS HOST WITH THE SERVER'S RIGHTS. Nothing isolates them."
             );
-            Ok(Arc::new(UnsafeHost::start(local).await?))
+            Ok(Arc::new(UnsafeHost::start(local, config.host_packages_ok).await?))
         }
     }
 }
@@ -144,6 +144,10 @@ impl Server {
             metrics: Arc::new(move || render.render()),
             drain: drain.clone(),
             settings: Settings {
+                sandboxes: Sandboxes {
+                    isolated: config.sandbox == SandboxChoice::Local,
+                    host_packages_ok: config.host_packages_ok,
+                },
                 rates: Rates::preset(&config.rate_limits).unwrap_or_default(),
                 ..Settings::default()
             },

@@ -185,6 +185,10 @@ impl ComputeProvider for Doubled<LocalProvider> {
         self.0.capabilities()
     }
 
+    fn prepare(&self, spec: &SandboxSpec) {
+        self.0.prepare(spec);
+    }
+
     async fn ensure(
         &self,
         key: &SandboxKey,

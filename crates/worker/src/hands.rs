@@ -155,7 +155,19 @@ impl Hands {
             limits: self.world.limits,
             env: BTreeMap::new(),
             outbound: None,
+            provision: None,
         }
+    }
+
+    /// Begins with what the first sandbox will need.
+    pub(crate) fn prepare(&self, tasks: &mut JoinSet<()>) {
+        let (world, origin, mut spec) = (self.world.clone(), self.origin.clone(), self.spec(1));
+        tasks.spawn(async move {
+            // If it fails, the first call says why.
+            if origin.complete(&world, &mut spec).await.is_ok() {
+                world.compute.prepare(&spec);
+            }
+        });
     }
 
     fn need_generation(&mut self) {
@@ -233,6 +245,13 @@ impl Hands {
     fn unavailable(&mut self, error: &SandboxError) {
         tracing::error!(session = %self.key.session, %error, "no sandbox");
         self.state = State::Untried;
+        if let SandboxError::Provision(_) = error {
+            if !std::mem::take(&mut self.waiting).is_empty() {
+                let failed = Input::HandsFailed { message: error.to_string() };
+                drop(self.report.send(Happened::Input(failed)));
+            }
+            return;
+        }
         let text = format!("The sandbox could not be started: {error}");
         for wanted in std::mem::take(&mut self.waiting) {
             self.fail(&wanted.call, &text);

@@ -1,8 +1,12 @@
-//! What the sandbox of a session may reach, and what stands for its secrets: as its environment and its vaults say at the moment the sandbox is made or found again.
+//! What the sandbox of a session is to be like: what is installed in it, what it may reach, and what stands for its secrets. As its environment and its vaults say at the moment
+//! the sandbox is made or found again.
 
 use crate::World;
+use std::sync::Arc;
 use url::Url;
-use vaquero_sandbox::{Networking as Networks, Outbound, Reach, SandboxError, SandboxSpec, Vaults};
+use vaquero_sandbox::{
+    Networking as Networks, Outbound, Provision, Reach, SandboxError, SandboxSpec, Vaults,
+};
 use vaquero_store::document::ENVIRONMENT;
 use vaquero_types::{
     EnvironmentId, VaultId, WorkspaceId,
@@ -25,16 +29,28 @@ pub(crate) struct Origin {
 }
 
 impl Origin {
-    /// Adds what the sandbox may reach, and the variables that stand for its secrets.
+    /// Adds what is to be installed, what the sandbox may reach, its variables, and those that stand for its secrets.
     pub(crate) async fn complete(
         &self,
         world: &World,
         spec: &mut SandboxSpec,
     ) -> Result<(), SandboxError> {
+        let config = self.config(world).await?;
+        if let Some(Config::Cloud { packages, setup, env, .. }) = &config {
+            spec.env.extend(env.clone());
+            if !packages.is_empty() || !setup.is_empty() {
+                spec.provision = Some(Arc::new(Provision {
+                    workspace: self.workspace.clone(),
+                    packages: packages.clone(),
+                    setup: setup.clone(),
+                    env: env.clone(),
+                }));
+            }
+        }
         if world.compute.capabilities().networking == Networks::None {
             return Ok(());
         }
-        let reach = self.reach(world).await?;
+        let reach = self.reach(world, config).await;
         let (workspace, ids) = (self.workspace.clone(), self.vaults.clone());
         let vaults = (!ids.is_empty()).then_some(Vaults { workspace, ids });
         spec.outbound = Some(Outbound { reach, vaults });
@@ -53,7 +69,10 @@ impl Origin {
         if self.vaults.is_empty() || world.compute.capabilities().networking == Networks::None {
             return Ok(Vec::new());
         }
-        let Reach::Limited(allowed) = self.reach(world).await? else { return Ok(Vec::new()) };
+        let config = self.config(world).await?;
+        let Reach::Limited(allowed) = self.reach(world, config).await else {
+            return Ok(Vec::new());
+        };
         let found = variables::of_vaults(world.store.as_ref(), &self.workspace, &self.vaults).await;
         let mut events = Vec::new();
         for (name, credential) in found.map_err(|error| unknown(&error.to_string()))? {
@@ -84,25 +103,27 @@ impl Origin {
         Ok(events)
     }
 
-    async fn reach(&self, world: &World) -> Result<Reach, SandboxError> {
+    /// Of its environment; none once that is deleted.
+    async fn config(&self, world: &World) -> Result<Option<Config>, SandboxError> {
         let found = world
             .store
             .document(&self.workspace, ENVIRONMENT, self.environment.as_str())
             .await
             .map_err(|error| unknown(&error.to_string()))?;
-        let Some(document) = found else {
-            // It was deleted, and with it what it allowed.
-            return Ok(Reach::Limited(Vec::new()));
-        };
+        let Some(document) = found else { return Ok(None) };
         let environment: Environment =
             serde_json::from_str(&document.body).map_err(|error| unknown(&error.to_string()))?;
-        Ok(match environment.config {
-            Config::Cloud { networking: Networking::Unrestricted, .. } => Reach::Unrestricted,
-            Config::Cloud {
+        Ok(Some(environment.config))
+    }
+
+    async fn reach(&self, world: &World, config: Option<Config>) -> Reach {
+        match config {
+            Some(Config::Cloud { networking: Networking::Unrestricted, .. }) => Reach::Unrestricted,
+            Some(Config::Cloud {
                 networking:
                     Networking::Limited { allowed_hosts, allow_mcp_servers, allow_package_managers },
                 ..
-            } => {
+            }) => {
                 let mut hosts = allowed_hosts;
                 if allow_mcp_servers {
                     hosts.extend(self.mcp_hosts.iter().cloned());
@@ -112,8 +133,9 @@ impl Origin {
                 }
                 Reach::Limited(hosts)
             }
-            Config::SelfHosted => Reach::Limited(Vec::new()),
-        })
+            // With a deleted environment goes what it allowed.
+            Some(Config::SelfHosted) | None => Reach::Limited(Vec::new()),
+        }
     }
 }
 

@@ -177,12 +177,16 @@ impl Turn {
             vaults: body.vault_ids,
         };
         let hands = Hands::new(self.world.clone(), &self.lease, origin, report.clone());
+        let mut tasks = JoinSet::new();
+        if state.generation == 0 {
+            hands.prepare(&mut tasks);
+        }
         Ok(Run {
             machine: Machine::new(state, facts, self.config.limits.clone()),
             hands,
             inbox,
             report,
-            tasks: JoinSet::new(),
+            tasks,
             model: None,
             wake: None,
             bytes,

@@ -2,7 +2,7 @@
 
 use crate::{
     agents,
-    app::App,
+    app::{App, Sandboxes},
     body::{PathIds, Posted},
     change::Outcome,
     environments,
@@ -18,7 +18,7 @@ use vaquero_types::{
     AgentId, ApiError, EnvironmentId, Fields, Invalid, Patch, SessionId, ThreadId, VaultId,
     WorkspaceId,
     agent::{self, SessionAgent},
-    environment::{Config, Environment},
+    environment::{Config, Environment, Networking},
     event::ClientEvent,
     gate::Gate,
     session::{SessionBody, Status, TITLE_MAX},
@@ -102,7 +102,8 @@ async fn decide(app: App, posted: Arc<Posted>, _ids: PathIds) -> Result<Outcome>
     )?;
     let id = draft.environment.as_str();
     let (document, environment) = environments::find(app, workspace, id).await?;
-    check_environment(&environment)?;
+    let sandboxes = app.parts.settings.sandboxes;
+    check_environment(&environment, sandboxes, !draft.vaults.is_empty())?;
     writes.push(Write::CheckDocument {
         workspace: workspace.clone(),
         kind: environments::KIND.to_owned(),
@@ -171,22 +172,45 @@ async fn decide(app: App, posted: Arc<Posted>, _ids: PathIds) -> Result<Outcome>
     Ok(Outcome::new(writes, sessions::show(&row, &body, now)))
 }
 
-fn check_environment(environment: &Environment) -> Result<()> {
+fn check_environment(
+    environment: &Environment,
+    sandboxes: Sandboxes,
+    has_vaults: bool,
+) -> Result<()> {
     let refuse = |message: String| -> Result<()> { Err(ApiError::invalid(message).into()) };
     let id = &environment.id;
     if environment.archived_at.is_some() {
         let error = ApiError::invalid(format!("environment_id: environment `{id}` is archived"));
         return Err(error.with_error_code("environment_archived").into());
     }
-    match &environment.config {
-        Config::SelfHosted => refuse(format!(
-            "environment_id: environment `{id}` is self_hosted, and the work queue for self-hosted workers is not available on this server yet"
-        )),
-        Config::Cloud { packages, .. } if !packages.is_empty() => refuse(format!(
-            "environment_id: environment `{id}` asks for packages, which are not available on this server yet"
-        )),
-        Config::Cloud { .. } => Ok(()),
+    let (networking, packages, setup) = match &environment.config {
+        Config::SelfHosted => {
+            return refuse(format!(
+                "environment_id: environment `{id}` is self_hosted, and the work queue for self-hosted workers is not available on this server yet"
+            ));
+        }
+        Config::Cloud { networking, packages, setup, .. } => (networking, packages, setup),
+    };
+    if sandboxes.isolated {
+        return Ok(());
     }
+    let installs = !packages.is_empty() || !setup.is_empty();
+    if installs && !sandboxes.host_packages_ok {
+        return refuse(format!(
+            "environment_id: sandbox required: environment `{id}` has packages or setup commands, which would change the host this server runs on; its operator can start it with `--sandbox local`, or allow this with `host_packages_ok`"
+        ));
+    }
+    if let Networking::Limited { .. } = networking {
+        return refuse(format!(
+            "environment_id: sandbox required: environment `{id}` limits networking, which this server cannot do for commands on its host; its operator can start it with `--sandbox local`"
+        ));
+    }
+    if has_vaults {
+        return refuse(
+            "vault_ids: sandbox required: nothing keeps secrets from commands on this server's host; its operator can start it with `--sandbox local`".to_owned(),
+        );
+    }
+    Ok(())
 }
 
 /// The agent a session freezes: the newest version, a pinned one, or one with overrides.

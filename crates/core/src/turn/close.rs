@@ -136,6 +136,17 @@ impl Machine {
         desk: &mut Desk<'_>,
     ) {
         self.abandon_unless_done(batch, desk);
+        self.exhaust(batch, kind, message, desk);
+    }
+
+    /// The same once nothing is left half done.
+    pub(super) fn exhaust(
+        &self,
+        batch: &mut Batch,
+        kind: SessionErrorKind,
+        message: &str,
+        desk: &mut Desk<'_>,
+    ) {
         let body = server::session_error(kind, message, RetryStatus::Exhausted);
         batch.push(desk.event_id(), &self.facts.thread, body);
         self.take_queue(batch, desk);

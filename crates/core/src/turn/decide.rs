@@ -29,6 +29,9 @@ impl Machine {
         if let Some((kind, message)) = self.over_limit(desk) {
             return self.stop_for_limit(kind, &message, desk);
         }
+        if let Some(message) = self.flight.hands_failed.clone() {
+            return self.stop_for_hands(&message, desk);
+        }
         if self.flight.model.is_some() {
             return self.wake_for_limit();
         }
@@ -139,6 +142,14 @@ impl Machine {
         }
         let mut batch = Batch { progress: true, ..Batch::default() };
         self.give_up(&mut batch, kind, message, desk);
+        self.append(batch)
+    }
+
+    /// The calls that were to run failed, and so did the turn.
+    fn stop_for_hands(&mut self, message: &str, desk: &mut Desk<'_>) -> Vec<Step> {
+        let mut batch = Batch { progress: true, ..Batch::default() };
+        self.abandon(&mut batch, message, desk);
+        self.exhaust(&mut batch, SessionErrorKind::Unknown, message, desk);
         self.append(batch)
     }
 

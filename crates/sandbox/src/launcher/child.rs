@@ -12,7 +12,7 @@ use rustix::process::Signal;
 
 use super::lockdown;
 use super::network;
-use super::rootfs::{self, RootPlan, Step};
+use super::rootfs::{self, RootPlan, Step, at};
 use super::seccomp::Program;
 use super::sys;
 use crate::seam::Limits;
@@ -66,10 +66,6 @@ pub(crate) fn run(mut plan: Plan<'_>) -> ! {
     sys::exit_now(97)
 }
 
-fn at<T, E: Into<io::Error>>(step: &'static str, result: Result<T, E>) -> Result<T, Step> {
-    result.map_err(|e| (step, e.into()))
-}
-
 fn become_hand(plan: &mut Plan<'_>) -> Result<Infallible, Step> {
     // A thread that moves itself needs no lock on all others, which can take the kernel ten milliseconds.
     for mut entry in plan.entries.drain(..) {
@@ -81,6 +77,7 @@ fn become_hand(plan: &mut Plan<'_>) -> Result<Infallible, Step> {
     let walls =
         std::mem::replace(&mut plan.walls, Walls::UnsafeHost { workspace: CString::default() });
     let isolated = matches!(walls, Walls::Isolated { .. });
+    let everywhere = matches!(&walls, Walls::Isolated { root, .. } if root.writable());
     match walls {
         Walls::Isolated { root, own_ids, sockets } => {
             if own_ids {
@@ -107,7 +104,7 @@ fn become_hand(plan: &mut Plan<'_>) -> Result<Infallible, Step> {
     at("close standard streams", null_standard_streams())?;
     at("place the control socket", sys::dup_to(plan.control.as_fd(), CONTROL_FD))?;
     if isolated {
-        lock(plan)?;
+        lock(plan, everywhere)?;
     }
     // Last: it also marks the descriptors that the steps before have opened.
     at("close descriptors", sys::cloexec_from(CONTROL_FD + 1))?;
@@ -137,11 +134,11 @@ fn null_standard_streams() -> io::Result<()> {
     (0..3).try_for_each(|target| sys::dup_to(null.as_fd(), target))
 }
 
-fn lock(plan: &Plan<'_>) -> Result<(), Step> {
+fn lock(plan: &Plan<'_>, everywhere: bool) -> Result<(), Step> {
     at("make a session keyring", without_keys(sys::fresh_keyring()))?;
     at("lower rlimits", lockdown::limit_resources(&plan.limits, plan.degraded))?;
     at("set no_new_privs", rustix::thread::set_no_new_privs(true))?;
-    at("apply Landlock", lockdown::landlock())?;
+    at("apply Landlock", lockdown::landlock(everywhere))?;
     at("drop capabilities", lockdown::drop_capabilities())?;
     at("install seccomp", sys::seccomp(plan.filter))
 }

@@ -73,7 +73,9 @@ pub(crate) fn drop_capabilities() -> io::Result<()> {
 
 /// Restricts writing to the writable mounts once more, independent of mount flags, and keeps signals
 /// and abstract sockets inside. Kernels without Landlock go without: it is a second wall, not the first.
-pub(crate) fn landlock() -> io::Result<bool> {
+///
+/// With `everywhere`, everything may be written that mounts let write.
+pub(crate) fn landlock(everywhere: bool) -> io::Result<bool> {
     const NEWEST: ABI = ABI::V6;
     let all = AccessFs::from_all(NEWEST);
     let read = AccessFs::from_read(NEWEST);
@@ -84,7 +86,9 @@ pub(crate) fn landlock() -> io::Result<bool> {
             .scope(Scope::AbstractUnixSocket | Scope::Signal)?
             .create()?
             .add_rule(PathBeneath::new(PathFd::new("/")?, read))?;
-        for place in ["/workspace", "/tmp", "/root", "/mnt/session", "/dev", "/proc"] {
+        let whole = everywhere.then_some("/");
+        let places = ["/workspace", "/tmp", "/root", "/mnt/session", "/dev", "/proc"];
+        for place in places.into_iter().chain(whole) {
             rules = rules.add_rule(PathBeneath::new(PathFd::new(place)?, all))?;
         }
         Ok(rules.restrict_self()?.ruleset)

@@ -19,17 +19,24 @@ use rustix::process::{
 
 use super::cgroup::Group;
 use super::child::{self, CONTROL_FD, Plan, Walls};
+use super::layer::LayerPlan;
 use super::network::{PROXY_PORT, SOCKETS};
 use super::rootfs::{RootPlan, SESSION_DIRS, Source, c_path};
 use super::start::Ready;
 use super::sys::{self, ATTR_NODEV, ATTR_NOSUID, ATTR_RDONLY, Cloned};
 use super::uids::{IdMapping, RANGE};
+use super::wire::Layer;
 use super::{Trouble, now, probe};
 use crate::hand::command_line;
+use crate::remove::remove_tree;
 use crate::seam::{Limits, SandboxKey, Trust};
 
 /// A child that has not become PID 1 within this time never will.
 const START_TIMEOUT: Duration = Duration::from_secs(20);
+/// The same for one that copies files first.
+const SEED_TIMEOUT: Duration = Duration::from_mins(10);
+/// In a session's directory until what it begins with has been copied.
+const UNSEEDED: &str = "unseeded";
 
 const SEARCH_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -60,8 +67,12 @@ pub(crate) struct Order<'a> {
     pub(crate) network: bool,
     /// The authority it is to trust.
     pub(crate) trust: Option<&'a Trust>,
+    /// What lies over its root, and where it is.
+    pub(crate) layer: Option<(&'a Path, &'a Layer)>,
     /// The session's directory, which exists with all its parts.
     pub(crate) session: PathBuf,
+    /// Whether nothing has ever run in it.
+    pub(crate) fresh: bool,
     /// First host id of its range; `None` with a single id.
     pub(crate) base: Option<u32>,
     pub(crate) isolated: bool,
@@ -81,6 +92,8 @@ pub(crate) struct Member {
     pub(crate) kept: Option<String>,
     group: Group,
     isolated: bool,
+    /// Until it has started: the mark of a session whose files are not there yet.
+    unseeded: Option<PathBuf>,
     /// Until it has become PID 1: where it would say what failed, and when to give up.
     pub(crate) starting: Option<(File, Duration)>,
 }
@@ -93,9 +106,25 @@ pub(crate) struct Dying {
     group: Group,
 }
 
-/// Makes the session's directories, owned by the sandbox's ids.
-pub(crate) fn make_session_dirs(session: &Path, base: Option<u32>) -> io::Result<()> {
-    make_dir(session, 0o700)?;
+/// Makes the session's directories, owned by the sandbox's ids; whether nothing has run in them yet.
+///
+/// With `seeded`, they count as new until [`UNSEEDED`] is removed.
+pub(crate) fn make_session_dirs(
+    session: &Path,
+    base: Option<u32>,
+    seeded: bool,
+) -> io::Result<bool> {
+    let mut fresh = make_dir(session, 0o700)?;
+    let unseeded = session.join(UNSEEDED);
+    if !fresh && unseeded.exists() {
+        for (name, _) in SESSION_DIRS {
+            remove_tree(&session.join(name))?;
+        }
+        fresh = true;
+    }
+    if fresh && seeded {
+        fs::write(unseeded, "")?;
+    }
     for (name, _) in SESSION_DIRS {
         let dir = session.join(name);
         if make_dir(&dir, 0o755)?
@@ -104,7 +133,7 @@ pub(crate) fn make_session_dirs(session: &Path, base: Option<u32>) -> io::Result
             std::os::unix::fs::lchown(&dir, Some(base), Some(base))?;
         }
     }
-    Ok(())
+    Ok(fresh)
 }
 
 fn make_dir(dir: &Path, mode: u32) -> io::Result<bool> {
@@ -151,9 +180,17 @@ impl Member {
         } else {
             (None, None)
         };
+        let walls =
+            walls(order, ready, sockets).map_err(failed("open the session's directories"))?;
+        let (mut foreign, mut patience) = (Vec::new(), START_TIMEOUT);
+        if let Walls::Isolated { root, .. } = &walls {
+            foreign = root.foreign().map_err(failed("copy a descriptor"))?;
+            if root.layer.as_ref().is_some_and(LayerPlan::has_seeds) {
+                patience = SEED_TIMEOUT;
+            }
+        }
         let plan = Plan {
-            walls: walls(order, ready, sockets)
-                .map_err(failed("open the session's directories"))?,
+            walls,
             limits: order.limits,
             degraded: ready.cgroups.is_none(),
             filter: &ready.filter,
@@ -188,9 +225,10 @@ impl Member {
             kept: order.trust.map(|trust| trust.kept.clone()),
             group: Group::default(),
             isolated: order.isolated,
-            starting: Some((File::from(starting), now() + START_TIMEOUT)),
+            unseeded: (order.fresh && order.layer.is_some()).then(|| order.session.join(UNSEEDED)),
+            starting: Some((File::from(starting), now() + patience)),
         };
-        match member.admit(order, File::from(go_write)) {
+        match member.admit(order, &foreign, File::from(go_write)) {
             Ok(()) => Ok(member),
             Err(error) => {
                 member.kill();
@@ -202,10 +240,16 @@ impl Member {
         }
     }
 
-    /// Maps the child's ids and lets it go on.
-    fn admit(&self, order: &Order<'_>, mut go: File) -> io::Result<()> {
+    /// Maps the child's ids, also in the mounts that are not its own, and lets it go on.
+    fn admit(&self, order: &Order<'_>, foreign: &[OwnedFd], mut go: File) -> io::Result<()> {
         if order.isolated {
             map_ids(self.pid, order.base)?;
+        }
+        if !foreign.is_empty() {
+            let users = File::open(format!("/proc/{}/ns/user", self.pid))?;
+            for tree in foreign {
+                sys::map_mount(tree.as_fd(), users.as_fd())?;
+            }
         }
         go.write_all(b"m")
     }
@@ -220,6 +264,12 @@ impl Member {
         };
         self.starting = None;
         if count == 0 {
+            if let Some(mark) = self.unseeded.take()
+                && let Err(error) = fs::remove_file(mark)
+                && error.kind() != io::ErrorKind::NotFound
+            {
+                return Some(Err(probe::explain("note that the session has begun", &error)));
+            }
             return Some(self.take_sockets());
         }
         let said = String::from_utf8_lossy(&text[..count]).trim().to_owned();
@@ -304,6 +354,7 @@ fn walls(order: &Order<'_>, ready: &Ready, sockets: Option<OwnedFd>) -> io::Resu
     let trees = IdMapping::detect() == IdMapping::Ranges;
     let pid_max = ready.cgroups.is_none();
     let mut root = RootPlan::new(&ready.skeleton, &order.session, trees, order.limits, pid_max)?;
+    root.layer = LayerPlan::open(order.layer, &ready.skeleton, trees, order.fresh)?;
     if let Some(trust) = order.trust {
         let bundle = order.session.join("trust.pem");
         ready.skeleton.write_trust(&bundle, &trust.certificate)?;

@@ -230,10 +230,11 @@ impl Office {
                 self.connections[index].greeted = true;
                 self.options.linger = Duration::from_millis(*linger_ms);
             }
-            Ask::Create { limits, env, network, spares: Some(wanted), .. }
+            Ask::Create { limits, env, network, layer, spares: Some(wanted), .. }
                 if self.options.isolated =>
             {
-                let kind = Kind { limits: *limits, env: env.clone(), network: *network };
+                let (limits, env, network) = (*limits, env.clone(), *network);
+                let kind = Kind { limits, env, network, layer: layer.clone() };
                 if !self.spares.want(*wanted, kind) {
                     self.kill(is_spare);
                 }

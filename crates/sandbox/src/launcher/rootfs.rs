@@ -15,7 +15,10 @@ use rustix::mount::{
     mount_change, move_mount, open_tree, unmount,
 };
 
+use super::debian;
+use super::layer::LayerPlan;
 use super::lockdown::PIDS_RESERVE;
+use super::seed;
 use super::sys::{ATTR_NODEV, ATTR_NOSUID, ATTR_RDONLY, mount_setattr};
 use crate::seam::Limits;
 
@@ -57,6 +60,8 @@ pub(crate) struct Skeleton {
     root: PathBuf,
     /// Directories outside `/usr` that a host without merged `/usr` needs.
     aliases: Vec<(CString, CString)>,
+    /// What package managers need beside it.
+    extras: PathBuf,
 }
 
 impl Skeleton {
@@ -77,7 +82,7 @@ impl Skeleton {
             "home",
             "mnt/session/uploads",
             "mnt/session/outputs",
-            "var/lib",
+            "var/lib/dpkg",
             "var/cache",
             "var/log",
             "opt",
@@ -111,7 +116,19 @@ impl Skeleton {
             fs::write(bundle, "")?;
         }
         let aliases = link_aliases(root)?;
-        Ok(Self { root: root.to_owned(), aliases })
+        let extras = root.with_extension("debian");
+        debian::build(&extras)?;
+        Ok(Self { root: root.to_owned(), aliases, extras })
+    }
+
+    /// What a layer's part lies over, the topmost first.
+    pub(crate) fn below(&self, part: &str) -> Vec<PathBuf> {
+        match part {
+            "root" => vec![self.extras.clone(), self.root.clone()],
+            "usr" => vec![PathBuf::from("/usr")],
+            "dpkg" => vec![PathBuf::from("/var/lib/dpkg")],
+            _ => Vec::new(),
+        }
     }
 
     /// Writes a file of the host's certificates and another one.
@@ -175,7 +192,7 @@ fn write_etc(etc: &Path) -> io::Result<()> {
 }
 
 /// Copies a file or link that anyone may read; anything else is left out.
-fn copy_public(from: &Path, to: &Path) -> io::Result<()> {
+pub(crate) fn copy_public(from: &Path, to: &Path) -> io::Result<()> {
     let Ok(meta) = fs::symlink_metadata(from) else { return Ok(()) };
     if let Some(parent) = to.parent() {
         fs::create_dir_all(parent)?;
@@ -230,7 +247,15 @@ impl Source {
         Ok(Self::Tree(tree))
     }
 
-    fn into_tree(self, attributes: u64) -> io::Result<OwnedFd> {
+    /// The mount, if it is one already.
+    pub(crate) fn tree(&self) -> Option<&OwnedFd> {
+        match self {
+            Self::Tree(tree) => Some(tree),
+            Self::Path(_) => None,
+        }
+    }
+
+    pub(crate) fn into_tree(self, attributes: u64) -> io::Result<OwnedFd> {
         match self {
             Self::Tree(tree) => Ok(tree),
             Self::Path(path) => {
@@ -262,6 +287,8 @@ pub(crate) struct RootPlan {
     pub(crate) pid_max: bool,
     /// A file of certificates that takes the place of the host's.
     pub(crate) trust: Option<Source>,
+    /// What lies over all of it.
+    pub(crate) layer: Option<LayerPlan>,
 }
 
 impl RootPlan {
@@ -279,14 +306,31 @@ impl RootPlan {
             .map(|(name, _)| Source::of(&session.join(name), trees, ATTR_NOSUID | ATTR_NODEV))
             .collect();
         let aliases = skeleton.aliases.clone();
-        Ok(Self { skeleton: root, aliases, session: session?, limits, pid_max, trust: None })
+        let (trust, layer) = (None, None);
+        Ok(Self { skeleton: root, aliases, session: session?, limits, pid_max, trust, layer })
+    }
+
+    /// Whether everything but what the kernel shows may be written.
+    pub(crate) fn writable(&self) -> bool {
+        self.layer.as_ref().is_some_and(|layer| layer.writable)
+    }
+
+    /// The mounts through which the sandbox must see its own ids: they belong to ids from 0 on.
+    pub(crate) fn foreign(&self) -> io::Result<Vec<OwnedFd>> {
+        let session = self.session.iter().filter_map(Source::tree);
+        let session = session.filter(|_| self.writable());
+        let layer = self.layer.iter().flat_map(LayerPlan::foreign);
+        layer.chain(session).map(OwnedFd::try_clone).collect()
     }
 }
 
 /// A step that failed, by the name an operator can look up.
 pub(crate) type Step = (&'static str, io::Error);
 
-fn at<T, E: Into<io::Error>>(step: &'static str, result: Result<T, E>) -> Result<T, Step> {
+pub(crate) fn at<T, E: Into<io::Error>>(
+    step: &'static str,
+    result: Result<T, E>,
+) -> Result<T, Step> {
     result.map_err(|e| (step, e.into()))
 }
 
@@ -298,7 +342,7 @@ pub(crate) fn enter(plan: RootPlan) -> Result<(), Step> {
     )?;
     let guarded = ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV;
     // Every source is opened before the first mount hides anything.
-    let root = at("open the skeleton", plan.skeleton.into_tree(guarded))?;
+    let mut root = at("open the skeleton", plan.skeleton.into_tree(guarded))?;
     let mut usr = vec![(at("open /usr", guarded_tree(c"/usr"))?, c"usr".to_owned())];
     for (host, place) in plan.aliases {
         usr.push((at("open a library directory", guarded_tree(&host))?, place));
@@ -316,6 +360,20 @@ pub(crate) fn enter(plan: RootPlan) -> Result<(), Step> {
 
     let trust = plan.trust.map(|source| source.into_tree(guarded)).transpose();
     let trust = at("open the certificates", trust)?;
+    let mut seeds = Vec::new();
+    if let Some(layer) = plan.layer {
+        let joined = layer.join()?;
+        for (tree, place) in joined.parts {
+            // In the place of what it was joined with.
+            usr.retain(|(_, other)| other.as_c_str() != place);
+            if place.is_empty() {
+                root = tree;
+            } else {
+                usr.push((tree, place.to_owned()));
+            }
+        }
+        seeds = joined.seeds;
+    }
 
     at("attach the root", attach(root.as_fd(), c"/usr"))?;
     at("enter the root", rustix::process::chdir("/usr"))?;
@@ -341,6 +399,9 @@ pub(crate) fn enter(plan: RootPlan) -> Result<(), Step> {
     mask_proc()?;
     at("pivot_root", rustix::process::pivot_root(".", "."))?;
     at("leave the host's root", unmount(".", UnmountFlags::DETACH))?;
+    for (seed, place) in seeds {
+        at("copy what the session begins with", seed::copy(seed.as_fd(), place))?;
+    }
     at("enter the workspace", rustix::process::chdir("/workspace"))
 }
 
@@ -350,7 +411,7 @@ fn guarded_tree(path: &CStr) -> io::Result<OwnedFd> {
     Ok(tree)
 }
 
-fn attach(tree: BorrowedFd<'_>, place: &CStr) -> io::Result<()> {
+pub(crate) fn attach(tree: BorrowedFd<'_>, place: &CStr) -> io::Result<()> {
     Ok(move_mount(tree, c"", CWD, place, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
 }
 

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::members::Member;
-use super::wire::SparesWanted;
+use super::wire::{Layer, SparesWanted};
 use super::{SPARE, log, now};
 use crate::remove::remove_tree;
 use crate::seam::{Limits, SandboxKey};
@@ -36,6 +36,7 @@ pub(super) struct Kind {
     pub(super) limits: Limits,
     pub(super) env: BTreeMap<String, String>,
     pub(super) network: bool,
+    pub(super) layer: Option<Layer>,
 }
 
 pub(super) fn is_spare(key: &SandboxKey) -> bool {

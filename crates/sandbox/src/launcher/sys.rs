@@ -64,6 +64,14 @@ pub(crate) fn clone_process(flags: u64, into: Option<BorrowedFd<'_>>) -> io::Res
     }
 }
 
+#[repr(C)]
+struct MountAttr {
+    set: u64,
+    clear: u64,
+    propagation: u64,
+    userns_fd: u64,
+}
+
 /// Attributes to set on a whole mount tree.
 pub(crate) fn mount_setattr(
     tree: BorrowedFd<'_>,
@@ -71,14 +79,23 @@ pub(crate) fn mount_setattr(
     set: u64,
     recursive: bool,
 ) -> io::Result<()> {
-    #[repr(C)]
-    struct MountAttr {
-        set: u64,
-        clear: u64,
-        propagation: u64,
-        userns_fd: u64,
-    }
     let attr = MountAttr { set, clear: 0, propagation: 0, userns_fd: 0 };
+    set_attr(tree, path, &attr, recursive)
+}
+
+/// Has a detached mount show the ids that `users` maps its own to.
+pub(crate) fn map_mount(tree: BorrowedFd<'_>, users: BorrowedFd<'_>) -> io::Result<()> {
+    const IDMAP: u64 = 0x0010_0000;
+    let userns_fd = u64::try_from(users.as_raw_fd()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    set_attr(tree, c"", &MountAttr { set: IDMAP, clear: 0, propagation: 0, userns_fd }, false)
+}
+
+fn set_attr(
+    tree: BorrowedFd<'_>,
+    path: &CStr,
+    attr: &MountAttr,
+    recursive: bool,
+) -> io::Result<()> {
     let mut flags = libc::AT_EMPTY_PATH;
     if recursive {
         flags |= libc::AT_RECURSIVE;
@@ -91,7 +108,7 @@ pub(crate) fn mount_setattr(
             tree.as_raw_fd(),
             path.as_ptr(),
             flags,
-            &raw const attr,
+            std::ptr::from_ref(attr),
             size_of::<MountAttr>(),
         )
     };

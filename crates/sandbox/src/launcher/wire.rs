@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::seam::{Limits, LimitsBy, SandboxKey, Trust};
 
 /// Raised whenever a message other than `Hello` and `Quit` changes its meaning.
-pub(crate) const VERSION: u32 = 3;
+pub(crate) const VERSION: u32 = 4;
 
 /// No message is larger; the kernel's default socket buffers take it in one piece.
 pub(crate) const MAX_MESSAGE: usize = 64 << 10;
@@ -54,6 +54,8 @@ pub(crate) enum Ask {
         network: bool,
         /// The authority it is to trust.
         trust: Option<Trust>,
+        /// What lies over its root.
+        layer: Option<Layer>,
         spares: Option<SparesWanted>,
     },
     /// Connect to it if this generation lives.
@@ -64,6 +66,15 @@ pub(crate) enum Ask {
     StopSession { session: String },
     /// The sandboxes after that key, in order.
     List { after: Option<SandboxKey> },
+}
+
+/// What an environment has installed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Layer {
+    /// Of its directory.
+    pub(crate) name: String,
+    /// The sandbox is to make it.
+    pub(crate) building: bool,
 }
 
 /// How many spares to keep, and how long without a new sandbox.

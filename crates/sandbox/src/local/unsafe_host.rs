@@ -16,12 +16,13 @@ use crate::seam::{
 #[derive(Debug, Clone)]
 pub struct UnsafeHost {
     local: LocalProvider,
+    packages_ok: bool,
 }
 
 impl UnsafeHost {
-    /// Starts or re-adopts a launcher that isolates nothing, and proves that commands run.
-    pub async fn start(config: LocalConfig) -> Result<Self, SandboxError> {
-        Ok(Self { local: LocalProvider::open(config, false, None).await? })
+    /// Starts or re-adopts a launcher that isolates nothing, and proves that commands run. With `packages_ok`, what environments want installed is installed on the host.
+    pub async fn start(config: LocalConfig, packages_ok: bool) -> Result<Self, SandboxError> {
+        Ok(Self { local: LocalProvider::open(config, false, None).await?, packages_ok })
     }
 }
 
@@ -29,6 +30,12 @@ impl UnsafeHost {
 impl ComputeProvider for UnsafeHost {
     fn capabilities(&self) -> Capabilities {
         self.local.capabilities()
+    }
+
+    fn prepare(&self, spec: &SandboxSpec) {
+        if self.packages_ok {
+            self.local.prepare(spec);
+        }
     }
 
     async fn ensure(
@@ -47,6 +54,11 @@ impl ComputeProvider for UnsafeHost {
             return Err(SandboxError::unavailable(
                 "sandbox required: the session has vaults, and on the host itself nothing keeps their secrets from its commands",
                 "start the server with --sandbox local",
+            ));
+        }
+        if spec.provision.is_some() && !self.packages_ok {
+            return Err(SandboxError::Provision(
+                "sandbox required: packages and setup commands would change the host itself. Fix: start the server with --sandbox local, or allow it with --host-packages-ok".to_owned(),
             ));
         }
         self.local.ensure(key, spec).await

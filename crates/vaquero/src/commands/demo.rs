@@ -241,6 +241,7 @@ async fn read_back(server: &Server, session: &str) -> anyhow::Result<String> {
         limits: vaquero_sandbox::Limits::default(),
         env: std::collections::BTreeMap::new(),
         outbound: None,
+        provision: None,
     };
     let sandbox = compute.attach(&key, &spec).await?.context("the sandbox is gone")?;
     let fence = vaquero_sandbox::Fence { epoch: far, generation: 1 };

@@ -1,6 +1,6 @@
 //! Where settings come from, so that a wrong one can be named together with its source.
 
-use super::{NOT_SETTINGS, NUMBERS, ServeArgs};
+use super::{BOOLEANS, NOT_SETTINGS, NUMBERS, ServeArgs};
 use anyhow::bail;
 use figment::{error::Kind, providers::Serialized, value::Value};
 use std::ffi::OsStr;
@@ -25,8 +25,10 @@ impl FromVariable {
             return Ok(None);
         }
         let setting = setting.to_ascii_lowercase();
-        let value = match text.parse::<u64>() {
-            Ok(number) if NUMBERS.contains(&setting.as_str()) => Value::from(number),
+        let is_one_of = |known: &[&str]| known.contains(&setting.as_str());
+        let value = match (text.parse::<u64>(), text.parse::<bool>()) {
+            (Ok(number), _) if is_one_of(&NUMBERS) => Value::from(number),
+            (_, Ok(flag)) if is_one_of(&BOOLEANS) => Value::from(flag),
             _ => Value::from(text),
         };
         Ok(Some(Self { variable: variable.to_owned(), setting, value }))

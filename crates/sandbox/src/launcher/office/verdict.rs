@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use super::Office;
+use crate::launcher::layer::{layer_dir, session_of};
 use crate::launcher::members::{Member, Order, make_session_dirs};
 use crate::launcher::spares::{self, Kind, is_spare};
 use crate::launcher::uids::{IdMapping, range_of};
@@ -29,8 +30,9 @@ impl Office {
             Ask::Create { .. } | Ask::Attach { .. } if self.quit_by.is_some() => {
                 Verdict::now(Answer::Absent { alive: None })
             }
-            Ask::Create { key, generation, limits, env, network, trust, .. } => {
-                let kind = Kind { limits: *limits, env: env.clone(), network: *network };
+            Ask::Create { key, generation, limits, env, network, trust, layer, .. } => {
+                let (limits, env, network) = (*limits, env.clone(), *network);
+                let kind = Kind { limits, env, network, layer: layer.clone() };
                 let plain = trust.is_none();
                 if self.members.contains_key(key)
                     || (plain && self.take_spare(key, *generation, &kind))
@@ -71,14 +73,39 @@ impl Office {
         let bad = |e: crate::error::SandboxError| Trouble::new(e.to_string(), "use another id");
         check_part("session", &key.session).map_err(bad)?;
         check_part("name", &key.name).map_err(bad)?;
-        let session = self.options.workspaces.join(&key.session);
-        let prepare = |e: io::Error| probe::explain("make the session's directories", &e);
-        let base = self.base_for(&session).map_err(prepare)?;
-        make_session_dirs(&session, base).map_err(prepare)?;
-        let isolated = self.options.isolated;
-        let Kind { limits, env, network } = kind;
+        let Kind { limits, env, network, layer } = kind;
         let (limits, network) = (*limits, *network);
-        let order = Order { key, generation, limits, env, network, trust, session, base, isolated };
+        let layer = match layer {
+            Some(layer) => {
+                check_part("layer", &layer.name).map_err(bad)?;
+                Some((layer_dir(&self.options.dir, layer), layer))
+            }
+            None => None,
+        };
+        let making = layer.as_ref().filter(|(_, layer)| layer.building);
+        let prepare = |e: io::Error| probe::explain("make the session's directories", &e);
+        let session = match making {
+            Some((dir, _)) => session_of(dir).map_err(prepare)?,
+            None => self.options.workspaces.join(&key.session),
+        };
+        let base = self.base_for(&session).map_err(prepare)?;
+        // What becomes a layer belongs to nobody in particular.
+        let owner = base.filter(|_| making.is_none());
+        let fresh = make_session_dirs(&session, owner, layer.is_some()).map_err(prepare)?;
+        let isolated = self.options.isolated;
+        let order = Order {
+            key,
+            generation,
+            limits,
+            env,
+            network,
+            trust,
+            layer: layer.as_ref().map(|(dir, layer)| (dir.as_path(), *layer)),
+            session,
+            fresh,
+            base,
+            isolated,
+        };
         let member = Member::start(&order, &self.ready)?;
         self.members.insert(key.clone(), member);
         Ok(())

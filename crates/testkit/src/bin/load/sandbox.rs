@@ -74,6 +74,7 @@ async fn calls(exe: &Path, spares: u32, count: usize) -> anyhow::Result<Calls> {
         limits: vaquero_sandbox::Limits::default(),
         env: BTreeMap::new(),
         outbound: Some(Outbound { reach: Reach::Unrestricted, vaults: None }),
+        provision: None,
     };
     let fence = Fence { epoch: 1, generation: 1 };
     let mut calls = Calls::default();
