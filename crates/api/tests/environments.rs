@@ -48,6 +48,23 @@ async fn names_are_unique_and_bodies_strict() {
             json!({ "name": "x", "config": { "type": "cloud", "packages": { "brew": [] } } }),
             "config.packages.brew",
         ),
+        (
+            json!({ "name": "x", "config": { "type": "cloud", "packages": { "pip": ["a", "b;id"] } } }),
+            "config.packages.pip.1",
+        ),
+        (
+            json!({ "name": "x", "config": { "type": "cloud", "setup": ["true", ""] } }),
+            "config.setup.1",
+        ),
+        (
+            json!({ "name": "x", "config": { "type": "cloud", "env": { "A B": "x" } } }),
+            "config.env",
+        ),
+        (json!({ "name": "x", "config": { "type": "cloud", "env": { "A": 1 } } }), "config.env.A"),
+        (
+            json!({ "name": "x", "config": { "type": "cloud", "env": { "A": "x".repeat(20_000) } } }),
+            "config.env",
+        ),
         (json!({ "name": "x", "metadata": [] }), "metadata"),
     ] {
         let answer = rig.post("/v1/environments", body.clone()).await;
@@ -94,4 +111,17 @@ async fn a_name_that_not_every_store_can_keep_is_refused() {
     let rig = Rig::new().await;
     let refused = rig.post("/v1/environments", serde_json::json!({ "name": "a\0b" })).await;
     assert_eq!(refused.invalid(), "name: must not contain a NUL character");
+}
+
+#[tokio::test]
+async fn setup_and_variables_are_shown_where_there_are_any() {
+    let rig = Rig::new().await;
+    let config = json!({ "type": "cloud", "setup": ["make tools"], "env": { "COLOUR": "red" } });
+    let made = rig.post("/v1/environments", json!({ "name": "one", "config": config })).await.ok();
+    assert_eq!(made["config"]["setup"], json!(["make tools"]));
+    assert_eq!(made["config"]["env"], json!({ "COLOUR": "red" }));
+    let path = format!("/v1/environments/{}", id(&made));
+    let config = json!({ "type": "cloud", "setup": [], "env": {} });
+    let changed = rig.post(&path, json!({ "config": config })).await.ok();
+    assert!(changed["config"].get("setup").is_none() && changed["config"].get("env").is_none());
 }

@@ -111,6 +111,7 @@ impl Arena<'_> {
             env: BTreeMap::from([("ALLOWED".to_owned(), "yes".to_owned())]),
             outbound: None,
             provision: None,
+            restored: false,
         }
     }
 

@@ -125,7 +125,15 @@ impl LocalProvider {
         let nothing = Outbound { reach: Reach::Limited(Vec::new()), vaults: None };
         let outbound = self.inner.uplink.is_some().then_some(nothing);
         let env = BTreeMap::new();
-        let spec = SandboxSpec { generation: 1, epoch: 1, limits, env, outbound, provision: None };
+        let spec = SandboxSpec {
+            generation: 1,
+            epoch: 1,
+            limits,
+            env,
+            outbound,
+            provision: None,
+            restored: false,
+        };
         let checked = match self.ensure(&key, &spec).await {
             Ok(sandbox) if self.inner.options.isolated => {
                 canary::check(&*sandbox, &self.inner.options.dir).await

@@ -85,9 +85,12 @@ fn managers(provision: &Provision) -> [Manager<'_>; 6] {
             packages: &packages.go,
             // A program without a version is the newest.
             steps: |packages| {
-                let newest = |package: &String| match package.contains('@') {
-                    true => package.clone(),
-                    false => format!("{package}@latest"),
+                let newest = |package: &String| {
+                    if package.contains('@') {
+                        package.clone()
+                    } else {
+                        format!("{package}@latest")
+                    }
                 };
                 packages
                     .iter()

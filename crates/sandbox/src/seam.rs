@@ -101,6 +101,8 @@ pub struct SandboxSpec {
     pub outbound: Option<Outbound>,
     /// What has to be installed before anything runs in it.
     pub provision: Option<Arc<Provision>>,
+    /// The files of the workspace come from elsewhere: a new one begins empty.
+    pub restored: bool,
 }
 
 /// What is installed in a sandbox before anything runs in it. Made once for all sandboxes that ask for the same, without any secret, reaching what they reach.

@@ -44,6 +44,7 @@ fn spec(setup: &[&str]) -> SandboxSpec {
         env,
         outbound: None,
         provision: Some(Arc::new(provision)),
+        restored: false,
     }
 }
 
@@ -111,6 +112,11 @@ async fn what_setup_leaves_is_in_every_sandbox_and_is_nobodys_to_change() {
     assert_eq!(sh(&*sandbox, "c", "ls repo; made").await, "link\nmore\nmade");
     let sessions: Vec<String> = provider.sessions().await.unwrap().into_iter().collect();
     assert_eq!(sessions, ["sesn_one", "sesn_two"]);
+    // Files that come from elsewhere find the workspace empty, and the rest as it was.
+    let elsewhere = SandboxSpec { restored: true, ..wanted.clone() };
+    let sandbox = provider.ensure(&key("sesn_moved"), &elsewhere).await.unwrap();
+    assert_eq!(sh(&*sandbox, "a", "ls -A; cat ~/.config/file").await, "home");
+    provider.destroy("sesn_moved").await.unwrap();
     // A plain sandbox knows nothing of it.
     let plain = SandboxSpec { provision: None, ..wanted.clone() };
     let sandbox = provider.ensure(&key("sesn_plain"), &plain).await.unwrap();

@@ -42,6 +42,7 @@ fn spec(generation: u64) -> SandboxSpec {
         env: BTreeMap::new(),
         outbound: None,
         provision: None,
+        restored: false,
     }
 }
 

@@ -39,6 +39,7 @@ impl Bench {
             env: BTreeMap::new(),
             outbound: None,
             provision: None,
+            restored: false,
         };
         let sandbox = provider.ensure(&SandboxKey::default_of("sesn_tools"), &spec).await.unwrap();
         Self { sandbox, provider, calls: AtomicU32::new(0), dir }

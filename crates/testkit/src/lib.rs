@@ -6,7 +6,7 @@ mod proxy;
 pub use database::Database;
 pub use proxy::Proxy;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use reqwest::{Method, StatusCode};
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -327,6 +327,30 @@ impl Client {
     /// A session of an agent with the built-in tools.
     pub async fn tool_session(&self) -> anyhow::Result<String> {
         self.session(json!([{ "type": "agent_toolset_20260401" }])).await
+    }
+
+    /// A session of an agent with the built-in tools, in an environment of its own that is configured so.
+    pub async fn session_in(&self, config: Value) -> anyhow::Result<String> {
+        let tools = json!([{ "type": "agent_toolset_20260401" }]);
+        let agent = json!({ "name": "test", "model": "scripted", "tools": tools });
+        let agent = self.post("/v1/agents", agent).await?;
+        let name = format!("env for {}", agent["id"]);
+        let environment =
+            self.post("/v1/environments", json!({ "name": name, "config": config })).await?;
+        let body = json!({ "agent": agent["id"], "environment_id": environment["id"] });
+        let session = self.post("/v1/sessions", body).await?;
+        Ok(session["id"].as_str().context("an id")?.to_owned())
+    }
+
+    /// What a command prints in the session's sandbox.
+    pub async fn sh(&self, session: &str, command: &str) -> anyhow::Result<String> {
+        let before = of_type(&self.events(session).await?, "agent.tool_result").len();
+        self.say(session, &format!("!bash {command}")).await?;
+        let events = self.idle(session).await?;
+        let results = of_type(&events, "agent.tool_result");
+        let [.., last] = results.as_slice() else { bail!("no result") };
+        ensure!(results.len() == before + 1, "one command has one result");
+        Ok(text_of(last))
     }
 
     /// Sends a message.

@@ -68,20 +68,24 @@ pub enum Scope {
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum Config {
     /// In sandboxes of this server.
-    Cloud {
-        /// What they may reach.
-        networking: Networking,
-        /// What is installed in them.
-        packages: Packages,
-        /// Commands that run once after the packages are there; what they leave behind is where every session begins. An extension.
-        #[serde(default, skip_serializing_if = "Vec::is_empty")]
-        setup: Vec<String>,
-        /// Variables of every process. Not for secrets. An extension.
-        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-        env: BTreeMap<String, String>,
-    },
+    Cloud(Box<Cloud>),
     /// On workers of the customer.
     SelfHosted,
+}
+
+/// Sandboxes of this server.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Cloud {
+    /// What they may reach.
+    pub networking: Networking,
+    /// What is installed in them.
+    pub packages: Packages,
+    /// Commands that run once after the packages are there; what they leave behind is where every session begins. An extension.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub setup: Vec<String>,
+    /// Variables of every process. Not for secrets. An extension.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, String>,
 }
 
 /// What a sandbox may reach.
@@ -103,12 +107,12 @@ pub enum Networking {
 
 impl Default for Config {
     fn default() -> Self {
-        Self::Cloud {
+        Self::Cloud(Box::new(Cloud {
             networking: Networking::Unrestricted,
             packages: Packages::default(),
             setup: Vec::new(),
             env: BTreeMap::new(),
-        }
+        }))
     }
 }
 
@@ -192,34 +196,35 @@ fn decode_config(mut fields: Fields, stored: Option<&Config>) -> Result<Config, 
             Ok(Config::SelfHosted)
         }
         "cloud" => {
-            let Config::Cloud { networking, packages, setup, env } =
-                stored.cloned().unwrap_or_default()
-            else {
+            let Config::Cloud(mut cloud) = stored.cloned().unwrap_or_default() else {
                 return Err(type_change(&fields));
             };
-            let networking = match fields.patch("networking") {
-                Patch::Absent => networking,
-                Patch::Null => Networking::Unrestricted,
+            match fields.patch("networking") {
+                Patch::Absent => {}
+                Patch::Null => cloud.networking = Networking::Unrestricted,
                 Patch::Set(value) => {
-                    decode_networking(value, &fields.at("networking"), &networking)?
+                    let at = fields.at("networking");
+                    cloud.networking = decode_networking(value, &at, &cloud.networking)?;
                 }
-            };
-            let packages = match fields.patch("packages") {
-                Patch::Absent => packages,
-                Patch::Null => Packages::default(),
-                Patch::Set(value) => packages.patched(value, &fields.at("packages"))?,
-            };
-            let setup = fields.list("setup", SETUP_MAX, command)?.unwrap_or(setup);
-            let env = decode_env(&mut fields)?.unwrap_or(env);
-            if let Networking::Limited { allow_package_managers: false, .. } = &networking
-                && !packages.is_empty()
+            }
+            match fields.patch("packages") {
+                Patch::Absent => {}
+                Patch::Null => cloud.packages = Packages::default(),
+                Patch::Set(value) => {
+                    cloud.packages = cloud.packages.patched(value, &fields.at("packages"))?;
+                }
+            }
+            cloud.setup = fields.list("setup", SETUP_MAX, command)?.unwrap_or(cloud.setup);
+            cloud.env = decode_env(&mut fields)?.unwrap_or(cloud.env);
+            if let Networking::Limited { allow_package_managers: false, .. } = &cloud.networking
+                && !cloud.packages.is_empty()
             {
                 let reason =
                     "packages under limited networking need `allow_package_managers: true`";
                 return Err(fields.invalid("packages", reason));
             }
             fields.finish()?;
-            Ok(Config::Cloud { networking, packages, setup, env })
+            Ok(Config::Cloud(cloud))
         }
         _ => Err(fields.unknown_tag(&kind, &["cloud", "self_hosted"])),
     }

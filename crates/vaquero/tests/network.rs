@@ -2,7 +2,6 @@
 
 #![expect(clippy::panic_in_result_fn, reason = "assertions are what a test is for")]
 
-use anyhow::Context;
 use serde_json::{Value, json};
 use std::sync::{
     Arc,
@@ -12,7 +11,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpListener,
 };
-use vaquero_testkit::{Model, Server, of_type, text_of};
+use vaquero_testkit::{Model, Server};
 
 const EXE: &str = env!("CARGO_BIN_EXE_vaquero");
 
@@ -64,28 +63,12 @@ async fn rig(operator_allows: bool) -> anyhow::Result<Rig> {
 
 impl Rig {
     async fn session(&self, networking: Value) -> anyhow::Result<String> {
-        let client = self.server.client();
-        let tools = json!([{ "type": "agent_toolset_20260401" }]);
-        let agent = json!({ "name": "net", "model": "scripted", "tools": tools });
-        let agent = client.post("/v1/agents", agent).await?;
-        let name = format!("network of {}", agent["id"]);
         let config = json!({ "type": "cloud", "networking": networking });
-        let environment =
-            client.post("/v1/environments", json!({ "name": name, "config": config })).await?;
-        let body = json!({ "agent": agent["id"], "environment_id": environment["id"] });
-        let session = client.post("/v1/sessions", body).await?;
-        Ok(session["id"].as_str().context("an id")?.to_owned())
+        self.server.client().session_in(config).await
     }
 
-    /// What a command prints in the session's sandbox.
     async fn sh(&self, session: &str, command: &str) -> anyhow::Result<String> {
-        let client = self.server.client();
-        let before = of_type(&client.events(session).await?, "agent.tool_result").len();
-        client.say(session, &format!("!bash {command}")).await?;
-        let events = client.idle(session).await?;
-        let results = of_type(&events, "agent.tool_result");
-        assert_eq!(results.len(), before + 1);
-        Ok(results.last().map(|result| text_of(result)).unwrap_or_default())
+        self.server.client().sh(session, command).await
     }
 
     fn asked(&self) -> usize {

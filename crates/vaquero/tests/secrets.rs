@@ -19,7 +19,7 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 use tokio_util::task::TaskTracker;
-use vaquero_testkit::{Model, Server, eventually, of_type, text_of};
+use vaquero_testkit::{Model, Server, eventually, of_type};
 
 const EXE: &str = env!("CARGO_BIN_EXE_vaquero");
 const HUSH: &str = "hush-0c77b1";
@@ -121,13 +121,7 @@ async fn rig() -> anyhow::Result<Rig> {
 impl Rig {
     /// What a command prints in the sandbox.
     async fn sh(&self, command: &str) -> anyhow::Result<String> {
-        let client = self.server.client();
-        let before = of_type(&client.events(&self.session).await?, "agent.tool_result").len();
-        client.say(&self.session, &format!("!bash {command}")).await?;
-        let events = client.idle(&self.session).await?;
-        let results = of_type(&events, "agent.tool_result");
-        assert_eq!(results.len(), before + 1);
-        Ok(results.last().map(|result| text_of(result)).unwrap_or_default())
+        self.server.client().sh(&self.session, command).await
     }
 
     /// Sends the variable to a host, in a header and in the body; what the sandbox reads back.

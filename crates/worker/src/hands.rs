@@ -156,6 +156,7 @@ impl Hands {
             env: BTreeMap::new(),
             outbound: None,
             provision: None,
+            restored: false,
         }
     }
 
@@ -393,6 +394,7 @@ async fn make(
     };
     // What is here is of an older generation, or only a part.
     world.compute.destroy(&key.session).await?;
+    spec.restored = true;
     let sandbox = world.compute.ensure(key, &spec).await?;
     let session = SessionId::from_wire(key.session.clone());
     let fence = Fence { epoch: spec.epoch, generation: spec.generation };

@@ -36,14 +36,14 @@ impl Origin {
         spec: &mut SandboxSpec,
     ) -> Result<(), SandboxError> {
         let config = self.config(world).await?;
-        if let Some(Config::Cloud { packages, setup, env, .. }) = &config {
-            spec.env.extend(env.clone());
-            if !packages.is_empty() || !setup.is_empty() {
+        if let Some(Config::Cloud(cloud)) = &config {
+            spec.env.extend(cloud.env.clone());
+            if !cloud.packages.is_empty() || !cloud.setup.is_empty() {
                 spec.provision = Some(Arc::new(Provision {
                     workspace: self.workspace.clone(),
-                    packages: packages.clone(),
-                    setup: setup.clone(),
-                    env: env.clone(),
+                    packages: cloud.packages.clone(),
+                    setup: cloud.setup.clone(),
+                    env: cloud.env.clone(),
                 }));
             }
         }
@@ -117,13 +117,13 @@ impl Origin {
     }
 
     async fn reach(&self, world: &World, config: Option<Config>) -> Reach {
-        match config {
-            Some(Config::Cloud { networking: Networking::Unrestricted, .. }) => Reach::Unrestricted,
-            Some(Config::Cloud {
-                networking:
-                    Networking::Limited { allowed_hosts, allow_mcp_servers, allow_package_managers },
-                ..
-            }) => {
+        let Some(Config::Cloud(cloud)) = config else {
+            // With a deleted environment goes what it allowed.
+            return Reach::Limited(Vec::new());
+        };
+        match cloud.networking {
+            Networking::Unrestricted => Reach::Unrestricted,
+            Networking::Limited { allowed_hosts, allow_mcp_servers, allow_package_managers } => {
                 let mut hosts = allowed_hosts;
                 if allow_mcp_servers {
                     hosts.extend(self.mcp_hosts.iter().cloned());
@@ -133,8 +133,6 @@ impl Origin {
                 }
                 Reach::Limited(hosts)
             }
-            // With a deleted environment goes what it allowed.
-            Some(Config::SelfHosted) | None => Reach::Limited(Vec::new()),
         }
     }
 }

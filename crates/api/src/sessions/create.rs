@@ -183,24 +183,24 @@ fn check_environment(
         let error = ApiError::invalid(format!("environment_id: environment `{id}` is archived"));
         return Err(error.with_error_code("environment_archived").into());
     }
-    let (networking, packages, setup) = match &environment.config {
+    let cloud = match &environment.config {
         Config::SelfHosted => {
             return refuse(format!(
                 "environment_id: environment `{id}` is self_hosted, and the work queue for self-hosted workers is not available on this server yet"
             ));
         }
-        Config::Cloud { networking, packages, setup, .. } => (networking, packages, setup),
+        Config::Cloud(cloud) => cloud,
     };
     if sandboxes.isolated {
         return Ok(());
     }
-    let installs = !packages.is_empty() || !setup.is_empty();
+    let installs = !cloud.packages.is_empty() || !cloud.setup.is_empty();
     if installs && !sandboxes.host_packages_ok {
         return refuse(format!(
             "environment_id: sandbox required: environment `{id}` has packages or setup commands, which would change the host this server runs on; its operator can start it with `--sandbox local`, or allow this with `host_packages_ok`"
         ));
     }
-    if let Networking::Limited { .. } = networking {
+    if let Networking::Limited { .. } = cloud.networking {
         return refuse(format!(
             "environment_id: sandbox required: environment `{id}` limits networking, which this server cannot do for commands on its host; its operator can start it with `--sandbox local`"
         ));

@@ -116,12 +116,15 @@ impl LayerPlan {
             parts.push(Part { place, lower: lower?, upper });
         }
         let mut seeds = Vec::new();
-        if let Some((dir, _)) = made
+        if let Some((dir, layer)) = made
             && fresh
             && !building
         {
             for (name, place) in SESSION_DIRS {
                 let seed = dir.join(SESSION).join(name);
+                if name == "workspace" && !layer.workspace {
+                    continue;
+                }
                 if SEEDS.contains(&name) && holds_anything(&seed) {
                     seeds.push((Source::of(&seed, trees, GUARDED)?, place));
                 }

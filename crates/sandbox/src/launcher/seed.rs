@@ -40,7 +40,11 @@ pub(crate) fn copy(from: BorrowedFd<'_>, to: &CStr) -> io::Result<()> {
                     let link = rustix::fs::readlinkat(&source, name, Vec::new())?;
                     rustix::fs::symlinkat(link, &target, name)?;
                 }
-                _ => continue,
+                FileType::Fifo
+                | FileType::Socket
+                | FileType::CharacterDevice
+                | FileType::BlockDevice
+                | FileType::Unknown => continue,
             }
             dress(&target, name, &stat)?;
         }

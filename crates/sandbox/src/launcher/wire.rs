@@ -75,6 +75,8 @@ pub(crate) struct Layer {
     pub(crate) name: String,
     /// The sandbox is to make it.
     pub(crate) building: bool,
+    /// A new workspace begins with what setup left in its own.
+    pub(crate) workspace: bool,
 }
 
 /// How many spares to keep, and how long without a new sandbox.

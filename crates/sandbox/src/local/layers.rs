@@ -27,6 +27,12 @@ const USED: &str = "used";
 
 type Making = Shared<BoxFuture<'static, Result<(), String>>>;
 
+impl Layer {
+    fn named(name: String, building: bool) -> Self {
+        Self { name, building, workspace: true }
+    }
+}
+
 /// The layers that are being made.
 #[derive(Default)]
 pub(super) struct Layers {
@@ -46,7 +52,8 @@ impl Inner {
         spec: &SandboxSpec,
     ) -> Result<Option<Layer>, SandboxError> {
         let Some(provision) = &spec.provision else { return Ok(None) };
-        let layer = Layer { name: self.name_of(provision, spec), building: false };
+        let workspace = !spec.restored;
+        let layer = Layer { name: self.name_of(provision, spec), building: false, workspace };
         if !self.has(&layer) {
             self.making(&layer, provision, spec).await.map_err(SandboxError::Provision)?;
         }
@@ -58,7 +65,7 @@ impl Inner {
     /// Begins to make the layer that a sandbox needs.
     pub(super) fn prepare(self: &Arc<Self>, spec: &SandboxSpec) {
         let Some(provision) = &spec.provision else { return };
-        let layer = Layer { name: self.name_of(provision, spec), building: false };
+        let layer = Layer::named(self.name_of(provision, spec), false);
         if !self.has(&layer) {
             drop(self.making(&layer, provision, spec));
         }
@@ -73,10 +80,7 @@ impl Inner {
         let reach = spec.outbound.as_ref().map(|outbound| &outbound.reach);
         let all = (MADE_BY, &self.ground, provision, reach);
         let text = serde_json::to_vec(&all).expect("plain data");
-        Sha256::digest(text).iter().take(20).fold(String::new(), |mut name, byte| {
-            name.push_str(&format!("{byte:02x}"));
-            name
-        })
+        format!("{:x}", Sha256::digest(text)).chars().take(40).collect()
     }
 
     fn making(
@@ -101,9 +105,8 @@ impl Inner {
                 inner.abandon(&name).await;
             }
             lock(&inner.layers.making).remove(&name);
-            made.map_err(|error| match error {
-                SandboxError::Provision(what) => what,
-                other => other.to_string(),
+            made.map_err(|error| {
+                if let SandboxError::Provision(what) = error { what } else { error.to_string() }
             })
         });
         let known = task.map(|made| made.unwrap_or_else(|error| Err(error.to_string())));
@@ -130,8 +133,9 @@ impl Inner {
             // Whoever gets the layer has other secrets, or none.
             outbound: reach.map(|reach: Reach| Outbound { reach, vaults: None }),
             provision: None,
+            restored: false,
         };
-        let building = Layer { name: name.to_owned(), building: true };
+        let building = Layer::named(name.to_owned(), true);
         let made = layer_dir(&self.options.dir, &building);
         let workdir = if self.options.isolated {
             "/workspace".to_owned()
@@ -168,7 +172,7 @@ impl Inner {
         if let Err(error) = self.end(&key).await {
             tracing::warn!(%key, %error, "cannot end a sandbox that installs");
         }
-        let layer = Layer { name: name.to_owned(), building: true };
+        let layer = Layer::named(name.to_owned(), true);
         let made = layer_dir(&self.options.dir, &layer);
         let removed = tokio::task::spawn_blocking(move || remove_tree(&made)).await;
         if let Ok(Err(error)) = removed {

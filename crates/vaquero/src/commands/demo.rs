@@ -242,6 +242,7 @@ async fn read_back(server: &Server, session: &str) -> anyhow::Result<String> {
         env: std::collections::BTreeMap::new(),
         outbound: None,
         provision: None,
+        restored: false,
     };
     let sandbox = compute.attach(&key, &spec).await?.context("the sandbox is gone")?;
     let fence = vaquero_sandbox::Fence { epoch: far, generation: 1 };

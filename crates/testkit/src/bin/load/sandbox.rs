@@ -75,6 +75,7 @@ async fn calls(exe: &Path, spares: u32, count: usize) -> anyhow::Result<Calls> {
         env: BTreeMap::new(),
         outbound: Some(Outbound { reach: Reach::Unrestricted, vaults: None }),
         provision: None,
+        restored: false,
     };
     let fence = Fence { epoch: 1, generation: 1 };
     let mut calls = Calls::default();
