@@ -154,6 +154,7 @@ const LIMITS: Limits = Limits {
     cpu_millis: 1000,
     tmp_bytes: 32 << 20,
     workspace_bytes: 1 << 30,
+    io_bytes: 256 << 20,
 };
 
 const FENCE: Fence = Fence { epoch: 1, generation: 1 };

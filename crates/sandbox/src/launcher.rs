@@ -5,6 +5,7 @@ mod bare;
 mod cgroup;
 mod child;
 mod debian;
+mod disk;
 pub(crate) mod layer;
 mod lockdown;
 mod members;
@@ -30,6 +31,7 @@ use rustix::fs::{FlockOperation, Mode, OFlags};
 
 use crate::seam::LimitsBy;
 use cgroup::Cgroups;
+pub(crate) use disk::BYTES_PER_FILE;
 use wire::Started;
 
 /// The socket's name in the launcher's directory.
@@ -201,10 +203,11 @@ fn open(options: &Options) -> Result<office::Office, Trouble> {
     let cgroups = open_cgroups(options)?;
     let skeleton = start::fresh_skeleton(&options.dir)
         .map_err(|e| Trouble::io("cannot make the root skeleton", &e))?;
+    let disks = open_disks(options);
     let listener = start::listen(&options.dir)
         .map_err(|e| Trouble::io("cannot listen on the launcher's socket", &e))?;
     spares::clear(&options.workspaces);
-    let made = start::Ready { reserved, lock, exe, filter, cgroups, skeleton, listener };
+    let made = start::Ready { reserved, lock, exe, filter, cgroups, skeleton, disks, listener };
     Ok(office::Office::new(options.clone(), made))
 }
 
@@ -237,13 +240,28 @@ fn open_cgroups(options: &Options) -> Result<Option<Cgroups>, Trouble> {
     if !options.isolated {
         return Ok(None);
     }
-    match Cgroups::open(&tag(&options.dir)) {
+    let files = [std::path::Path::new("/usr"), &options.dir];
+    match Cgroups::open(&tag(&options.dir), &files) {
         Ok(cgroups) => Ok(Some(cgroups)),
         Err(none) if options.degraded => {
             log(&format!("limits are degraded: {}", none.what));
             Ok(None)
         }
         Err(none) => Err(Trouble::new(none.what, none.fix)),
+    }
+}
+
+/// Disks for sessions, where root can make them.
+fn open_disks(options: &Options) -> Option<disk::Disks> {
+    if !options.isolated || uids::IdMapping::detect() == uids::IdMapping::Single {
+        return None;
+    }
+    match disk::Disks::open(&options.dir) {
+        Ok(disks) => Some(disks),
+        Err(error) => {
+            log(&format!("sessions have no disks of their own: {error}"));
+            None
+        }
     }
 }
 

@@ -7,6 +7,7 @@ mod found;
 mod idle;
 mod layers;
 mod post;
+mod quota;
 mod sandbox;
 mod unsafe_host;
 
@@ -30,6 +31,7 @@ pub use unsafe_host::UnsafeHost;
 
 use self::found::Found;
 use self::layers::Layers;
+use self::quota::Room;
 use self::sandbox::LocalSandbox;
 use crate::connection::{Connection, LARGE_KIB, Shared};
 use crate::error::SandboxError;
@@ -37,8 +39,8 @@ use crate::launcher::wire::{Answer, Ask, Layer, Listed, SparesWanted};
 use crate::launcher::{Options, SPARE};
 use crate::remove::remove_tree;
 use crate::seam::{
-    Capabilities, ComputeProvider, Isolation, Limits, LimitsState, Networking, Outbound, Reach,
-    Sandbox, SandboxKey, SandboxSpec, Sockets, Uplink, check_part,
+    Capabilities, ComputeProvider, Isolation, Limits, LimitsState, Networking, Outbound, Quota,
+    Reach, Sandbox, SandboxKey, SandboxSpec, Sockets, Uplink, check_part,
 };
 
 /// A sandbox has to be there, or refused, within this time.
@@ -114,6 +116,13 @@ impl LocalProvider {
         provider.inner.shared.tasks.spawn(async move {
             stopping.run_until_cancelled(idle).await;
         });
+        if provider.inner.capabilities.quota == Quota::Soft {
+            let counting = quota::watch(Arc::downgrade(&provider.inner));
+            let stopping = provider.inner.stopping.clone();
+            provider.inner.shared.tasks.spawn(async move {
+                stopping.run_until_cancelled(counting).await;
+            });
+        }
         Ok(provider)
     }
 
@@ -174,6 +183,7 @@ impl Inner {
             name: if isolated { "local" } else { "unsafe-host" },
             isolation: if isolated { Isolation::Namespaces } else { Isolation::None },
             limits: found.limits.map_or(LimitsState::Degraded, LimitsState::Enforced),
+            quota: if found.disks { Quota::Hard } else { Quota::Soft },
             networking: match (isolated, &uplink) {
                 (false, _) => Networking::Host,
                 (true, None) => Networking::None,
@@ -260,6 +270,7 @@ impl Inner {
         let way_out = self.way_out(key, spec, kept, descriptors.collect())?;
         let sandbox = Arc::new(LocalSandbox {
             generation: spec.generation,
+            room: Room::of(&spec.limits),
             connection,
             call_ceiling: self.config.call_ceiling,
             _way_out: way_out,
@@ -533,14 +544,17 @@ fn variables(spec: &SandboxSpec) -> BTreeMap<String, String> {
 
 fn check_spec(spec: &SandboxSpec) -> Result<(), SandboxError> {
     let invalid = |what: &str| Err(SandboxError::Invalid(what.to_owned()));
-    let Limits { memory_bytes, pids, cpu_millis, tmp_bytes, workspace_bytes } = spec.limits;
+    let Limits { memory_bytes, pids, cpu_millis, tmp_bytes, workspace_bytes, io_bytes } =
+        spec.limits;
     if memory_bytes < 16 << 20 || !(8..=1 << 20).contains(&pids) || cpu_millis < 10 {
         return invalid(
             "a sandbox needs at least 16 MiB of memory, 8 to 1048576 processes and 1% of a core",
         );
     }
-    if tmp_bytes < 4096 || workspace_bytes < 4096 {
-        return invalid("a sandbox needs at least 4 KiB in /tmp and in its workspace");
+    if tmp_bytes < 4096 || workspace_bytes < 4096 || io_bytes < 4096 {
+        return invalid(
+            "a sandbox needs at least 4 KiB in /tmp, in its workspace, and from its disks in a second",
+        );
     }
     let size: usize = spec.env.iter().map(|(name, value)| name.len() + value.len() + 2).sum();
     if size > MAX_ENV {

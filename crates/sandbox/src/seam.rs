@@ -70,8 +70,10 @@ pub struct Limits {
     pub cpu_millis: u32,
     /// Size of `/tmp`, in bytes (it is memory, and counts as such). `/dev/shm` may take a quarter of it.
     pub tmp_bytes: u64,
-    /// Soft size of the workspace, in bytes: no single file may grow past it.
+    /// Size of the session's files together, in bytes, and a file or directory for each 16 KiB of it. How firmly is the provider's [`Quota`].
     pub workspace_bytes: u64,
+    /// Bytes a second it may read from each disk, and write to it.
+    pub io_bytes: u64,
 }
 
 impl Default for Limits {
@@ -82,6 +84,7 @@ impl Default for Limits {
             cpu_millis: 2000,
             tmp_bytes: 512 << 20,
             workspace_bytes: 10 << 30,
+            io_bytes: 256 << 20,
         }
     }
 }
@@ -227,6 +230,15 @@ pub enum LimitsState {
     Degraded,
 }
 
+/// How firmly the size of a session's files is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Quota {
+    /// They are on a disk of their own: past its size, nothing can be written.
+    Hard,
+    /// No single file may grow past the size; a sandbox whose files are larger together is ended.
+    Soft,
+}
+
 /// What a sandbox can reach.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Networking {
@@ -247,6 +259,8 @@ pub struct Capabilities {
     pub isolation: Isolation,
     /// How firmly limits hold.
     pub limits: LimitsState,
+    /// How firmly the size of files holds.
+    pub quota: Quota,
     /// What a sandbox can reach.
     pub networking: Networking,
 }

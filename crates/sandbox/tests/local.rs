@@ -11,7 +11,8 @@ use std::time::Duration;
 use serde_json::json;
 use vaquero_sandbox::{
     Block, CallState, ComputeProvider, Fence, Limits, LimitsMode, LocalConfig, LocalProvider,
-    Sandbox, SandboxError, SandboxKey, SandboxSpec, ToolResult, UnsafeHost, measure_bare, probe,
+    Quota, Sandbox, SandboxError, SandboxKey, SandboxSpec, ToolResult, UnsafeHost, measure_bare,
+    probe,
 };
 
 const FIXTURE: &str = env!("CARGO_BIN_EXE_sandbox-fixture");
@@ -167,7 +168,8 @@ async fn a_command_survives_its_server_and_its_result_is_collected_once() {
     assert!(matches!(sandbox.status("never", fence).await.unwrap(), CallState::Unknown));
     let stale = Fence { epoch: 1, generation: 3 };
     assert!(matches!(sandbox.status("long", stale).await, Err(SandboxError::StaleFence)));
-    fs::write(dir.path().join("workspaces/s/workspace/go"), "").unwrap();
+    let go = json!({ "file_path": "/workspace/go", "content": "" });
+    sandbox.run("go", fence, "write", &go, None).await.unwrap();
     // The same call again waits for the one that runs.
     let input = json!({ "command": "echo twice" });
     let result = sandbox.run("long", fence, "bash", &input, None).await.unwrap();
@@ -259,6 +261,12 @@ async fn an_idle_sandbox_stops_and_a_busy_one_does_not() {
     provider.shutdown(false).await;
 }
 
+/// The files behind loop devices.
+fn disks() -> Vec<String> {
+    let devices = fs::read_dir("/sys/block").unwrap().flatten();
+    devices.filter_map(|d| fs::read_to_string(d.path().join("loop/backing_file")).ok()).collect()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn destroying_a_session_leaves_no_trace() {
     let dir = tempfile::tempdir().unwrap();
@@ -273,10 +281,13 @@ async fn destroying_a_session_leaves_no_trace() {
     let rooted = rustix::process::geteuid().is_root();
     until("it runs", async || runs(&word)).await;
     assert_eq!(cgroups_with(&session).is_empty(), !rooted);
+    let own_disk = provider.capabilities().quota == Quota::Hard;
+    assert_eq!(disks().iter().any(|disk| disk.contains(&session)), own_disk);
     let other = provider.ensure(&key("kept"), &spec(1)).await.unwrap();
     provider.destroy(&session).await.unwrap();
     assert!(!runs(&word));
     assert!(cgroups_with(&session).is_empty());
+    until("its disk is free", async || !disks().iter().any(|disk| disk.contains(&session))).await;
     assert!(!dir.path().join("workspaces").join(&session).exists());
     assert_eq!(fs::read_dir(dir.path().join("trash")).unwrap().count(), 0);
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
@@ -410,7 +421,6 @@ async fn a_new_session_gets_a_spare_of_the_same_kind_and_its_empty_workspace() {
         let sandbox = provider.ensure(&key(&session), &spec(1)).await.unwrap();
         assert_eq!(sh(&*sandbox, "a", "ls -A; echo mine > file; id -u").await.unwrap(), "0");
         let workspace = dir.path().join("workspaces").join(&session);
-        assert_eq!(fs::read_to_string(workspace.join("workspace/file")).unwrap(), "mine\n");
         taken = waits.is_some() && inode(&workspace) == waits;
         if taken {
             provider.stop(&key(&session)).await.unwrap();
@@ -491,9 +501,7 @@ async fn root_gives_each_session_ids_of_its_own_for_good() {
     let dir = tempfile::tempdir().unwrap();
     let provider = start(dir.path()).await;
     let owner = |session: &str| {
-        fs::metadata(dir.path().join("workspaces").join(session).join("workspace/file"))
-            .unwrap()
-            .uid()
+        fs::metadata(dir.path().join("workspaces").join(session).join("workspace")).unwrap().uid()
     };
     for session in ["one", "two"] {
         let sandbox = provider.ensure(&key(session), &spec(1)).await.unwrap();
@@ -520,8 +528,16 @@ async fn root_gives_each_session_ids_of_its_own_for_good() {
 async fn the_machine_can_be_examined_and_measured() {
     let report = probe(Path::new(FIXTURE)).await.unwrap();
     let names: Vec<&str> = report.walls.iter().map(|w| w.name.as_str()).collect();
-    let walls =
-        ["namespaces", "network", "user ids", "limits", "seccomp", "landlock", "executable"];
+    let walls = [
+        "namespaces",
+        "network",
+        "user ids",
+        "limits",
+        "disks",
+        "seccomp",
+        "landlock",
+        "executable",
+    ];
     assert_eq!(names, walls);
     assert_eq!(report.walls[1].state, vaquero_sandbox::WallState::Ok);
     assert_eq!(report.walls[0].state, vaquero_sandbox::WallState::Ok);

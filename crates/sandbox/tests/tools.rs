@@ -402,8 +402,12 @@ async fn a_cancelled_call_says_so() {
     let input = json!({ "command": "touch started; sleep 1000" });
     let running = bench.sandbox.run("long", FENCE, "bash", &input, None);
     let cancel = async {
-        let workspace = find(bench.dir.path(), "started");
-        tokio::time::timeout(Duration::from_secs(30), workspace).await.unwrap();
+        let started = async {
+            while bench.sandbox.read_file("/workspace/started", 1, FENCE).await.is_err() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), started).await.unwrap();
         bench.sandbox.cancel("long", FENCE).await.unwrap();
     };
     let (result, ()) = tokio::join!(running, cancel);
@@ -413,18 +417,4 @@ async fn a_cancelled_call_says_so() {
         "{result:?}"
     );
     bench.end().await;
-}
-
-/// Waits until a file of this name is somewhere below a directory.
-async fn find(root: &Path, name: &str) {
-    fn below(root: &Path, name: &str, depth: u8) -> bool {
-        std::fs::read_dir(root).into_iter().flatten().flatten().any(|entry| {
-            entry.file_name() == name || depth > 0 && below(&entry.path(), name, depth - 1)
-        })
-    }
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
-    while !below(root, name, 4) {
-        assert!(tokio::time::Instant::now() < deadline, "no file `{name}`");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
 }

@@ -10,7 +10,7 @@ use std::{
 use tokio::{sync::watch, task::JoinSet, time::sleep};
 use vaquero_sandbox::{
     CallState, Capabilities, ComputeProvider, Fence, Isolation, LimitsState, Networking, Piece,
-    Sandbox, SandboxError, SandboxKey, SandboxSpec, ToolResult,
+    Quota, Sandbox, SandboxError, SandboxKey, SandboxSpec, ToolResult,
 };
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -75,6 +75,7 @@ impl ComputeProvider for Hands {
             name: "simulated",
             isolation: Isolation::Namespaces,
             limits: LimitsState::Degraded,
+            quota: Quota::Soft,
             networking: Networking::None,
         }
     }

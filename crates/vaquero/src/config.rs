@@ -25,7 +25,7 @@ use vaquero_worker::Retention;
 const NOT_SETTINGS: [&str; 3] = ["CONFIG", "CRASH_POINT", "DEMO_MODEL"];
 
 /// Settings that are numbers.
-const NUMBERS: [&str; 17] = [
+const NUMBERS: [&str; 19] = [
     "retention_archived_days",
     "retention_idle_days",
     "database_connections",
@@ -33,6 +33,8 @@ const NUMBERS: [&str; 17] = [
     "sandbox_memory_mb",
     "sandbox_processes",
     "sandbox_cpus",
+    "sandbox_disk_mb",
+    "sandbox_io_mb",
     "sandbox_spares",
     "turns",
     "turn_seconds",
@@ -87,6 +89,14 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "COUNT")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) sandbox_cpus: Option<u32>,
+    /// Megabytes of files a session may have.
+    #[arg(long, value_name = "MEGABYTES")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) sandbox_disk_mb: Option<u64>,
+    /// Megabytes a second a sandbox may read from disks, and write to them.
+    #[arg(long, value_name = "MEGABYTES")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) sandbox_io_mb: Option<u64>,
     /// Sandboxes kept ready for new sessions, once there was a first one.
     #[arg(long, value_name = "COUNT")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -244,6 +254,8 @@ pub(crate) struct Config {
     pub(crate) sandbox_memory_mb: u64,
     pub(crate) sandbox_processes: u32,
     pub(crate) sandbox_cpus: u32,
+    pub(crate) sandbox_disk_mb: u64,
+    pub(crate) sandbox_io_mb: u64,
     pub(crate) sandbox_spares: u32,
     pub(crate) turns: usize,
     pub(crate) turn_seconds: u64,
@@ -300,6 +312,8 @@ impl Default for Config {
             sandbox_memory_mb: sandbox.memory_bytes >> 20,
             sandbox_processes: sandbox.pids,
             sandbox_cpus: sandbox.cpu_millis / 1_000,
+            sandbox_disk_mb: sandbox.workspace_bytes >> 20,
+            sandbox_io_mb: sandbox.io_bytes >> 20,
             sandbox_spares: 1,
             turns: 256,
             turn_seconds: limits.turn_time.as_secs(),
@@ -403,6 +417,13 @@ impl Config {
         if self.sandbox_processes < 16 {
             bail!("sandbox_processes: must be at least 16 — from {}", source("sandbox_processes"));
         }
+        for (name, value) in
+            [("sandbox_disk_mb", self.sandbox_disk_mb), ("sandbox_io_mb", self.sandbox_io_mb)]
+        {
+            if value < 16 {
+                bail!("{name}: must be at least 16 — from {}", source(name));
+            }
+        }
         if self.sandbox_spares > SPARES_MAX {
             let source = source("sandbox_spares");
             bail!("sandbox_spares: must be at most {SPARES_MAX} — from {source}");
@@ -423,6 +444,8 @@ impl Config {
             memory_bytes: self.sandbox_memory_mb.saturating_mul(1 << 20),
             pids: self.sandbox_processes,
             cpu_millis: self.sandbox_cpus.saturating_mul(1_000),
+            workspace_bytes: self.sandbox_disk_mb.saturating_mul(1 << 20),
+            io_bytes: self.sandbox_io_mb.saturating_mul(1 << 20),
             ..vaquero_sandbox::Limits::default()
         }
     }

@@ -4,6 +4,7 @@
 
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU32, Ordering};
 use vaquero_testkit::{Model, Server, eventually, of_type, text_of};
 use vaquero_worker::crash::{POINTS, VARIABLE};
 
@@ -103,15 +104,19 @@ async fn with_a_command(server: &mut Server) -> anyhow::Result<String> {
     server.start().await?;
     let client = server.client();
     let session = client.tool_session().await?;
-    let script = "!bash echo started >> /workspace/marks; sleep 2; wc -l < /workspace/marks\n!next\n!say last";
-    client.say(&session, script).await?;
+    // A length of its own, by which the host knows the process.
+    static NAPS: AtomicU32 = AtomicU32::new(0);
+    let nap = format!("2.{:07}{:02}", std::process::id(), NAPS.fetch_add(1, Ordering::Relaxed));
+    let script = format!(
+        "!bash echo started >> /workspace/marks; sleep {nap}; wc -l < /workspace/marks\n!next\n!say last"
+    );
+    client.say(&session, &script).await?;
     eventually("called", || async {
         let events = client.events(&session).await.ok()?;
         (!of_type(&events, "agent.tool_use").is_empty()).then_some(())
     })
     .await?;
-    let marks = server.data().join("data/workspaces").join(&session);
-    eventually("started", || async { find(&marks, "marks") }).await?;
+    eventually("started", || async { runs(&nap).then_some(()) }).await?;
     Ok(session)
 }
 
@@ -129,14 +134,12 @@ async fn a_running_command_outlives_the_server_and_is_collected() -> anyhow::Res
 }
 
 /// A file of this name anywhere below `directory`.
-fn find(directory: &std::path::Path, name: &str) -> Option<()> {
-    for entry in std::fs::read_dir(directory).ok()?.flatten() {
-        let path = entry.path();
-        if entry.file_name() == name || (path.is_dir() && find(&path, name).is_some()) {
-            return Some(());
-        }
-    }
-    None
+/// Whether a process of this machine has this argument.
+fn runs(argument: &str) -> bool {
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    processes
+        .filter_map(|process| std::fs::read(process.path().join("cmdline")).ok())
+        .any(|line| line.split(|byte| *byte == 0).any(|word| word == argument.as_bytes()))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

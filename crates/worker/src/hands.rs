@@ -85,7 +85,7 @@ Files in /workspace are as it left them; running programs are gone. Check before
 /// The same where the workspace may be on a machine that is gone.
 const UNKNOWN_ELSEWHERE: &str = "The sandbox ended before the result of this call was recorded: whether it ran, and how far, is unknown. \
 If the machine it ran on is gone, files in /workspace go on from their last checkpoint, and the next call says so; running programs are gone. Check before you repeat it.";
-const GONE: &str = "The sandbox ended while this call was running (it may have run out of memory). Files in /workspace are kept; running programs and \
+const GONE: &str = "The sandbox ended while this call was running (it may have run out of memory, or of room for files). Files in /workspace are kept; running programs and \
 everything else outside it are gone. The next call gets a fresh sandbox.";
 
 impl Hands {

@@ -5,14 +5,16 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::{Arena, Attack, FENCE, LIMITS, Target, attack, check, perl};
+use super::{Arena, Attack, FENCE, LIMITS, Said, Target, attack, check, perl};
 use crate::error::SandboxError;
-use crate::seam::LimitsState;
+use crate::seam::{Limits, LimitsState, Quota, SandboxSpec};
 
 pub(super) const ATTACKS: &[Attack] = &[
     attack!(38, "fork without end", fork_bomb),
     attack!(39, "allocate memory without end", memory_bomb),
     attack!(39, "fill the memory file systems", tmpfs_bomb),
+    attack!(40, "fill the disk", disk_bomb),
+    attack!(40, "make files without end", inode_bomb),
     attack!(41, "spin on every core", spin),
     attack!(42, "print without end", flood),
     attack!(43, "print what is not text", binary),
@@ -58,7 +60,7 @@ async fn fork_bomb(arena: &Arena<'_>) -> Result<(), String> {
 }
 
 /// What may become of a call that hits the memory limit: killed and told, or the sandbox is gone.
-fn survivable(result: Result<super::Said, SandboxError>) -> Result<Option<super::Said>, String> {
+fn survivable(result: Result<Said, SandboxError>) -> Result<Option<Said>, String> {
     match result {
         Ok(said) => Ok(Some(said)),
         Err(SandboxError::Gone { .. }) => Ok(None),
@@ -90,6 +92,40 @@ async fn tmpfs_bomb(arena: &Arena<'_>) -> Result<(), String> {
     }
     others_work(arena).await?;
     arena.destroy(target).await
+}
+
+/// A sandbox with little room for files, and a command that wants more of it.
+async fn with_little_room(arena: &Arena<'_>, command: &str) -> Result<Option<Said>, String> {
+    let limits = Limits { workspace_bytes: ROOM, ..LIMITS };
+    let target = arena.target_like(SandboxSpec { limits, ..Arena::spec() }).await?;
+    let said = survivable(target.tool("bash", json!({ "command": command })).await)?;
+    others_work(arena).await?;
+    arena.destroy(target).await?;
+    if arena.provider.capabilities().quota == Quota::Hard && said.is_none() {
+        return Err("the sandbox is gone, which a full disk is no reason for".to_owned());
+    }
+    Ok(said)
+}
+
+const ROOM: u64 = 32 << 20;
+
+async fn disk_bomb(arena: &Arena<'_>) -> Result<(), String> {
+    // Over all its directories together; where the quota is only soft, until it is ended.
+    let command = "for i in $(seq 300); do for d in /workspace ~ /mnt/session/outputs; do \
+        head -c 4M /dev/zero >$d/$i 2>/dev/null || full=1; done; [ \"$full\" ] && break; sleep 0.05; done; \
+        du -sm --total /workspace ~ /mnt/session/outputs | tail -1; rm /workspace/1; echo room again >/workspace/x; cat /workspace/x";
+    let Some(said) = with_little_room(arena, command).await? else { return Ok(()) };
+    let megabytes = said.text.split_whitespace().next().and_then(|n| n.parse::<u64>().ok());
+    let bounded = megabytes.is_some_and(|used| used << 20 <= ROOM);
+    check(bounded && said.text.contains("room again"), || format!("{said:?}"))
+}
+
+async fn inode_bomb(arena: &Arena<'_>) -> Result<(), String> {
+    let program = r#"my $made = 0; for (1..600000) { if (open(my $f, ">", "/workspace/f$_")) { $made = $_ } else { last } }
+        print "made $made\n"; sleep 60 if $made > 100000;"#;
+    let Some(said) = with_little_room(arena, &perl(program)).await? else { return Ok(()) };
+    let made = said.text.rsplit("made ").next().and_then(|n| n.trim().parse::<u64>().ok());
+    check(made.is_some_and(|made| made <= ROOM / (16 << 10)), || format!("{said:?}"))
 }
 
 async fn spin(arena: &Arena<'_>) -> Result<(), String> {

@@ -25,8 +25,10 @@ const FIX: &str = "run as root, or under systemd with Delegate=yes (`systemd-run
 #[derive(Debug)]
 pub(crate) struct Cgroups {
     by: LimitsBy,
-    /// v1: one per controller, in the order of `CONTROLLERS`. v2: a single one.
+    /// v1: one per controller, in the order of `CONTROLLERS`, and one for disks where there is a hierarchy for them. v2: a single one.
     bases: Vec<PathBuf>,
+    /// The disks that every sandbox reads, as `major:minor`.
+    disks: BTreeSet<String>,
 }
 
 /// The groups of one sandbox.
@@ -38,7 +40,9 @@ pub(crate) struct Group {
 
 impl Cgroups {
     /// Finds or makes our groups, called `vaquero-{tag}`, and removes what an earlier launcher left.
-    pub(crate) fn open(tag: &str) -> Result<Self, NoCgroups> {
+    ///
+    /// `files` are on the disks that sandboxes read.
+    pub(crate) fn open(tag: &str, files: &[&Path]) -> Result<Self, NoCgroups> {
         let name = format!("vaquero-{tag}");
         let opened = open_v2(&name).or_else(|v2| match open_v1(&name) {
             Ok(opened) => Ok(opened),
@@ -47,7 +51,7 @@ impl Cgroups {
             }
         })?;
         opened.clear();
-        Ok(opened)
+        Ok(Self { disks: files.iter().filter_map(|file| disk_of(file)).collect(), ..opened })
     }
 
     /// Which mechanism this is.
@@ -55,17 +59,28 @@ impl Cgroups {
         self.by
     }
 
-    /// Makes the group of one sandbox with its limits set.
-    pub(crate) fn create(&self, name: &str, limits: &Limits) -> io::Result<Group> {
+    /// Makes the group of one sandbox with its limits set; `own` is the loop device of its files, if they are on one.
+    pub(crate) fn create(
+        &self,
+        name: &str,
+        limits: &Limits,
+        own: Option<u32>,
+    ) -> io::Result<Group> {
         let mut group = Group { by: Some(self.by), dirs: Vec::new() };
-        let made = self.fill(name, limits, &mut group);
+        let made = self.fill(name, limits, own, &mut group);
         if made.is_err() {
             group.remove_soon();
         }
         made.map(|()| group)
     }
 
-    fn fill(&self, name: &str, limits: &Limits, group: &mut Group) -> io::Result<()> {
+    fn fill(
+        &self,
+        name: &str,
+        limits: &Limits,
+        own: Option<u32>,
+        group: &mut Group,
+    ) -> io::Result<()> {
         for base in &self.bases {
             let dir = base.join(name);
             if let Err(error) = fs::create_dir(&dir)
@@ -76,9 +91,14 @@ impl Cgroups {
             group.dirs.push(dir);
         }
         match self.by {
-            LimitsBy::V2 => limit_v2(&group.dirs[0], limits),
-            LimitsBy::V1 => limit_v1(&group.dirs, limits),
+            LimitsBy::V2 => limit_v2(&group.dirs[0], limits)?,
+            LimitsBy::V1 => limit_v1(&group.dirs, limits)?,
         }
+        let own = own.map(|number| format!("7:{number}"));
+        for disk in self.disks.iter().chain(&own) {
+            limit_disk(self.by, &group.dirs, disk, limits.io_bytes)?;
+        }
+        Ok(())
     }
 
     /// Kills and removes every sandbox group: only right when no launcher owns them.
@@ -156,7 +176,7 @@ fn limit_v2(dir: &Path, limits: &Limits) -> io::Result<()> {
 }
 
 fn limit_v1(dirs: &[PathBuf], limits: &Limits) -> io::Result<()> {
-    let [memory, pids, cpu] = dirs else {
+    let [memory, pids, cpu, ..] = dirs else {
         return Err(io::Error::other("a v1 group needs memory, pids and cpu"));
     };
     let bytes = limits.memory_bytes.to_string();
@@ -169,6 +189,39 @@ fn limit_v1(dirs: &[PathBuf], limits: &Limits) -> io::Result<()> {
     let quota = u64::from(limits.cpu_millis).saturating_mul(100);
     write(&cpu.join("cpu.cfs_period_us"), "100000")?;
     write(&cpu.join("cpu.cfs_quota_us"), &quota.to_string())
+}
+
+/// Limits reading from a disk and writing to it, where the kernel can.
+fn limit_disk(by: LimitsBy, dirs: &[PathBuf], disk: &str, bytes: u64) -> io::Result<()> {
+    let limited = match (by, dirs) {
+        (LimitsBy::V2, [dir]) if dir.join("io.max").exists() => {
+            fs::write(dir.join("io.max"), format!("{disk} rbps={bytes} wbps={bytes}"))
+        }
+        (LimitsBy::V1, [.., blkio]) if dirs.len() > CONTROLLERS.len() => {
+            let limit = format!("{disk} {bytes}");
+            fs::write(blkio.join("blkio.throttle.read_bps_device"), &limit)
+                .and_then(|()| fs::write(blkio.join("blkio.throttle.write_bps_device"), &limit))
+        }
+        _ => Ok(()),
+    };
+    match limited {
+        // A file system that is on no single disk.
+        Err(e) if e.raw_os_error() == Some(libc::ENODEV) || e.kind() == io::ErrorKind::NotFound => {
+            Ok(())
+        }
+        other => other,
+    }
+}
+
+/// The whole disk that a file is on, as `major:minor`; none for file systems that are on none.
+fn disk_of(file: &Path) -> Option<String> {
+    use std::os::unix::fs::MetadataExt;
+    let device = fs::metadata(file).ok()?.dev();
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    let block = PathBuf::from(format!("/sys/dev/block/{major}:{minor}"));
+    let block = fs::canonicalize(block).ok()?;
+    let disk = if block.join("partition").exists() { block.parent()? } else { &block };
+    Some(fs::read_to_string(disk.join("dev")).ok()?.trim().to_owned())
 }
 
 /// One cgroup mount: where it is, what part of the hierarchy it shows, and its options.
@@ -217,7 +270,7 @@ fn own_dir(mount: &Mounted, path: &str) -> PathBuf {
 fn open_v1(name: &str) -> Result<Cgroups, String> {
     let mounts = mounted();
     let mut bases = Vec::new();
-    for controller in CONTROLLERS {
+    let base_in = |controller: &str| -> Result<PathBuf, String> {
         let mount = mounts
             .iter()
             .find(|m| !m.v2 && m.options.contains(controller))
@@ -225,13 +278,18 @@ fn open_v1(name: &str) -> Result<Cgroups, String> {
         let path = own_path(controller).ok_or_else(|| format!("no own {controller} group"))?;
         let base = own_dir(mount, &path).join(name);
         make_base(&base)?;
+        Ok(base)
+    };
+    for controller in CONTROLLERS {
+        let base = base_in(controller)?;
         if controller == "cpu" {
             // Against a server that is in the parent group itself, all sandboxes together weigh half.
             write(&base.join("cpu.shares"), "512").map_err(|e| e.to_string())?;
         }
         bases.push(base);
     }
-    Ok(Cgroups { by: LimitsBy::V1, bases })
+    bases.extend(base_in("blkio").ok());
+    Ok(Cgroups { by: LimitsBy::V1, bases, disks: BTreeSet::new() })
 }
 
 fn make_base(base: &Path) -> Result<(), String> {
@@ -260,7 +318,7 @@ fn open_v2(name: &str) -> Result<Cgroups, String> {
     make_base(&base)?;
     enable(&base)?;
     write(&base.join("cpu.weight"), "50").map_err(|e| e.to_string())?;
-    Ok(Cgroups { by: LimitsBy::V2, bases: vec![base] })
+    Ok(Cgroups { by: LimitsBy::V2, bases: vec![base], disks: BTreeSet::new() })
 }
 
 fn has_controllers(dir: &Path) -> bool {
@@ -304,7 +362,10 @@ fn vacate(own: &Path) -> Result<(), String> {
 }
 
 fn enable(dir: &Path) -> Result<(), String> {
-    write(&dir.join("cgroup.subtree_control"), "+memory +pids +cpu").map_err(|e| e.to_string())
+    write(&dir.join("cgroup.subtree_control"), "+memory +pids +cpu").map_err(|e| e.to_string())?;
+    // Not every group is given the disks as well.
+    write(&dir.join("cgroup.subtree_control"), "+io").ok();
+    Ok(())
 }
 
 fn kill_all(dir: &Path) {

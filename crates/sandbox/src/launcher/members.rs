@@ -71,6 +71,8 @@ pub(crate) struct Order<'a> {
     pub(crate) layer: Option<(&'a Path, &'a Layer)>,
     /// The session's directory, which exists with all its parts.
     pub(crate) session: PathBuf,
+    /// The loop device that they are on.
+    pub(crate) disk: Option<u32>,
     /// Whether nothing has ever run in it.
     pub(crate) fresh: bool,
     /// First host id of its range; `None` with a single id.
@@ -146,15 +148,19 @@ fn make_dir(dir: &Path, mode: u32) -> io::Result<bool> {
 
 impl Member {
     /// Starts a sandbox. It is ready when its `starting` pipe ends without a word.
-    pub(crate) fn start(order: &Order<'_>, ready: &Ready) -> Result<Self, Trouble> {
+    pub(crate) fn start(
+        order: &Order<'_>,
+        ready: &Ready,
+        trees: Option<Vec<OwnedFd>>,
+    ) -> Result<Self, Trouble> {
         let Some(cgroups) = &ready.cgroups else {
-            return Self::start_in(order, ready, &Group::default());
+            return Self::start_in(order, ready, &Group::default(), trees);
         };
         let name = format!("{}.{}", order.key.session, order.key.name);
         let mut group = cgroups
-            .create(&name, &order.limits)
+            .create(&name, &order.limits, order.disk)
             .map_err(|e| probe::explain("make a cgroup", &e))?;
-        let started = Self::start_in(order, ready, &group);
+        let started = Self::start_in(order, ready, &group, trees);
         match started {
             Ok(member) => Ok(Self { group, ..member }),
             Err(trouble) => {
@@ -164,7 +170,12 @@ impl Member {
         }
     }
 
-    fn start_in(order: &Order<'_>, ready: &Ready, group: &Group) -> Result<Self, Trouble> {
+    fn start_in(
+        order: &Order<'_>,
+        ready: &Ready,
+        group: &Group,
+        trees: Option<Vec<OwnedFd>>,
+    ) -> Result<Self, Trouble> {
         let failed = |what: &'static str| move |e: io::Error| probe::explain(what, &e);
         let pipe =
             || pipe_with(PipeFlags::CLOEXEC).map_err(|e| probe::explain("make a pipe", &e.into()));
@@ -180,8 +191,8 @@ impl Member {
         } else {
             (None, None)
         };
-        let walls =
-            walls(order, ready, sockets).map_err(failed("open the session's directories"))?;
+        let walls = walls(order, ready, sockets, trees)
+            .map_err(failed("open the session's directories"))?;
         let (mut foreign, mut patience) = (Vec::new(), START_TIMEOUT);
         if let Walls::Isolated { root, .. } = &walls {
             foreign = root.foreign().map_err(failed("copy a descriptor"))?;
@@ -346,14 +357,20 @@ impl Dying {
     }
 }
 
-fn walls(order: &Order<'_>, ready: &Ready, sockets: Option<OwnedFd>) -> io::Result<Walls> {
+fn walls(
+    order: &Order<'_>,
+    ready: &Ready,
+    sockets: Option<OwnedFd>,
+    disk: Option<Vec<OwnedFd>>,
+) -> io::Result<Walls> {
     if !order.isolated {
         return Ok(Walls::UnsafeHost { workspace: c_path(&order.session.join("workspace"))? });
     }
     // Only the owner of the mount namespace may clone mounts; a user's child does it by path.
     let trees = IdMapping::detect() == IdMapping::Ranges;
     let pid_max = ready.cgroups.is_none();
-    let mut root = RootPlan::new(&ready.skeleton, &order.session, trees, order.limits, pid_max)?;
+    let (skeleton, limits) = (&ready.skeleton, order.limits);
+    let mut root = RootPlan::new(skeleton, &order.session, disk, trees, limits, pid_max)?;
     root.layer = LayerPlan::open(order.layer, &ready.skeleton, trees, order.fresh)?;
     if let Some(trust) = order.trust {
         let bundle = order.session.join("trust.pem");

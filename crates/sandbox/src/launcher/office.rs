@@ -11,6 +11,7 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{SocketFlags, accept_with};
 
+use super::disk::Disks;
 use super::members::{Dying, Member};
 use super::spares::{self, Kind, Spares, is_spare};
 use super::start::Ready;
@@ -143,6 +144,7 @@ impl Office {
         deadlines.extend(self.alone_until);
         deadlines.extend(self.quit_by);
         deadlines.extend(self.spares.deadline());
+        deadlines.extend(self.ready.disks.as_ref().and_then(Disks::deadline));
         deadlines.extend(self.members.values().filter_map(|m| Some(m.starting.as_ref()?.1)));
         if self.dying.iter().any(|d| d.pidfd.is_none()) {
             deadlines.push(now() + SWEEP);

@@ -9,6 +9,7 @@ use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 use rustix::process::{WaitId, WaitIdOptions};
 
 use super::cgroup::Cgroups;
+use super::disk::Disks;
 use super::rootfs::Step;
 use super::sys::{self, Cloned};
 use super::uids::IdMapping;
@@ -84,9 +85,11 @@ fn namespace_fix() -> &'static str {
 
 /// Tries every wall.
 pub(crate) fn examine() -> Report {
-    let walls =
-        vec![namespaces(), network(), user_ids(), limits(), seccomp(), landlock(), executable()];
-    Report { walls }
+    let first = [namespaces(), network(), user_ids(), limits()];
+    let last = [seccomp(), landlock(), executable()];
+    // Last of all, for it takes mounts of its own.
+    let disks = disks();
+    Report { walls: first.into_iter().chain([disks]).chain(last).collect() }
 }
 
 fn wall(name: &'static str, state: WallState, detail: impl Into<String>, fix: &str) -> Wall {
@@ -177,7 +180,7 @@ fn user_ids() -> Wall {
 
 fn limits() -> Wall {
     let name = format!("probe-{}", std::process::id());
-    match Cgroups::open(&name) {
+    match Cgroups::open(&name, &[]) {
         Ok(cgroups) => {
             let by = match cgroups.by() {
                 LimitsBy::V2 => "cgroup v2",
@@ -187,6 +190,24 @@ fn limits() -> Wall {
             wall("limits", WallState::Ok, format!("memory, processes and CPU by {by}"), "")
         }
         Err(none) => wall("limits", WallState::Missing, none.what, none.fix),
+    }
+}
+
+fn disks() -> Wall {
+    let dir = std::env::temp_dir().join(format!("vaquero-probe-{}", std::process::id()));
+    let tried = match IdMapping::detect() {
+        IdMapping::Ranges => Disks::open(&dir).map(drop),
+        IdMapping::Single => Err(io::Error::other("an ordinary user has no loop devices")),
+    };
+    crate::remove::remove_tree(&dir).ok();
+    match tried {
+        Ok(()) => wall("disks", WallState::Ok, "one of its own for each session's files", ""),
+        Err(error) => wall(
+            "disks",
+            WallState::Degraded,
+            format!("files are only counted, and a sandbox with too many is ended: {error}"),
+            "run as root, with e2fsprogs installed and /dev/loop-control there",
+        ),
     }
 }
 

@@ -292,19 +292,23 @@ pub(crate) struct RootPlan {
 }
 
 impl RootPlan {
-    /// The plan for one sandbox around a session's directories.
+    /// The plan for one sandbox around a session's directories, which may be on a disk of their own.
     pub(crate) fn new(
         skeleton: &Skeleton,
         session: &Path,
+        disk: Option<Vec<OwnedFd>>,
         trees: bool,
         limits: Limits,
         pid_max: bool,
     ) -> io::Result<Self> {
         let root = Source::of(skeleton.path(), trees, ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV)?;
-        let session: io::Result<Vec<Source>> = SESSION_DIRS
-            .iter()
-            .map(|(name, _)| Source::of(&session.join(name), trees, ATTR_NOSUID | ATTR_NODEV))
-            .collect();
+        let session: io::Result<Vec<Source>> = match disk {
+            Some(disk) => Ok(disk.into_iter().map(Source::Tree).collect()),
+            None => SESSION_DIRS
+                .iter()
+                .map(|(name, _)| Source::of(&session.join(name), trees, ATTR_NOSUID | ATTR_NODEV))
+                .collect(),
+        };
         let aliases = skeleton.aliases.clone();
         let (trust, layer) = (None, None);
         Ok(Self { skeleton: root, aliases, session: session?, limits, pid_max, trust, layer })

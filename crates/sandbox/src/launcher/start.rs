@@ -12,6 +12,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use super::SOCKET;
 use super::cgroup::Cgroups;
 use super::child::CONTROL_FD;
+use super::disk::Disks;
 use super::rootfs::Skeleton;
 use super::seccomp::Program;
 use super::sys;
@@ -26,6 +27,8 @@ pub(crate) struct Ready {
     pub(crate) filter: Program,
     pub(crate) cgroups: Option<Cgroups>,
     pub(crate) skeleton: Skeleton,
+    /// Where sessions can have disks of their own.
+    pub(crate) disks: Option<Disks>,
     pub(crate) listener: OwnedFd,
 }
 

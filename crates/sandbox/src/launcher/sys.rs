@@ -120,6 +120,119 @@ pub(crate) const ATTR_RDONLY: u64 = 0x1;
 pub(crate) const ATTR_NOSUID: u64 = 0x2;
 pub(crate) const ATTR_NODEV: u64 = 0x4;
 
+/// The file behind a loop device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LoopFile {
+    pub(crate) device: u64,
+    pub(crate) inode: u64,
+}
+
+/// `loop_info64` of `linux/loop.h`.
+#[repr(C)]
+struct LoopInfo {
+    device: u64,
+    inode: u64,
+    rdevice: u64,
+    offset: u64,
+    size_limit: u64,
+    number: u32,
+    encrypt_type: u32,
+    encrypt_key_size: u32,
+    flags: u32,
+    file_name: [u8; 64],
+    crypt_name: [u8; 64],
+    encrypt_key: [u8; 32],
+    init: [u64; 2],
+}
+
+/// `loop_config` of `linux/loop.h`.
+#[repr(C)]
+struct LoopConfig {
+    file: u32,
+    block_size: u32,
+    info: LoopInfo,
+    reserved: [u64; 8],
+}
+
+/// Puts a file behind a free loop device, which lets go of it when nothing uses the device any more.
+pub(crate) fn attach_loop(file: &std::fs::File) -> io::Result<(u32, OwnedFd)> {
+    const GET_FREE: libc::Ioctl = 0x4c82;
+    const CONFIGURE: libc::Ioctl = 0x4c0a;
+    const AUTOCLEAR: u32 = 4;
+    const DIRECT_IO: u32 = 16;
+    let control = std::fs::File::open("/dev/loop-control")?;
+    let backing = u32::try_from(file.as_raw_fd()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    // Somebody else may take the free one first.
+    for attempt in 0..64 {
+        #[expect(unsafe_code, reason = "LOOP_CTL_GET_FREE has no wrapper")]
+        // SAFETY: it takes no argument.
+        let number = unsafe { libc::ioctl(control.as_raw_fd(), GET_FREE) };
+        let number =
+            u32::try_from(check(number.into())?).map_err(|_| io::ErrorKind::InvalidData)?;
+        let device = std::fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(format!("/dev/loop{number}"))?;
+        // Without the host's cache beside the sandbox's own, where the file system can do that.
+        for flags in [AUTOCLEAR | DIRECT_IO, AUTOCLEAR] {
+            #[expect(unsafe_code, reason = "an all-zero loop_config is its documented default")]
+            // SAFETY: `LoopConfig` is integers and arrays of them, for which zero is a valid value.
+            let mut config: LoopConfig = unsafe { std::mem::zeroed() };
+            config.file = backing;
+            config.block_size = 4096;
+            config.info.flags = flags;
+            #[expect(unsafe_code, reason = "LOOP_CONFIGURE has no wrapper")]
+            // SAFETY: `config` has the layout of the kernel's structure and lives across the call.
+            let done = unsafe { libc::ioctl(device.as_raw_fd(), CONFIGURE, &raw const config) };
+            match check(done.into()) {
+                Ok(_) => return Ok((number, device.into())),
+                Err(e) if e.raw_os_error() == Some(libc::EBUSY) => break,
+                Err(e) if e.raw_os_error() == Some(libc::EINVAL) && flags != AUTOCLEAR => {}
+                Err(e) => return Err(e),
+            }
+        }
+        if attempt > 32 {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+    }
+    Err(rustix::io::Errno::BUSY.into())
+}
+
+/// The file behind a loop device, if there is one.
+pub(crate) fn loop_file(device: &std::fs::File) -> Option<LoopFile> {
+    const GET_STATUS: libc::Ioctl = 0x4c05;
+    #[expect(unsafe_code, reason = "an all-zero loop_info64 is there to be filled")]
+    // SAFETY: `LoopInfo` is integers and arrays of them, for which zero is a valid value.
+    let mut info: LoopInfo = unsafe { std::mem::zeroed() };
+    #[expect(unsafe_code, reason = "LOOP_GET_STATUS64 has no wrapper")]
+    // SAFETY: `info` has the layout of the kernel's structure and lives across the call.
+    let done = unsafe { libc::ioctl(device.as_raw_fd(), GET_STATUS, &raw mut info) };
+    (done == 0).then_some(LoopFile { device: info.device, inode: info.inode })
+}
+
+/// The loop devices that have a file.
+pub(crate) fn loops() -> Vec<u32> {
+    let Ok(entries) = std::fs::read_dir("/sys/block") else { return Vec::new() };
+    let used = entries.flatten().filter(|entry| entry.path().join("loop").exists());
+    used.filter_map(|entry| entry.file_name().to_str()?.strip_prefix("loop")?.parse().ok())
+        .collect()
+}
+
+/// Gives this process mounts of its own.
+pub(crate) fn own_mounts() -> io::Result<()> {
+    #[expect(unsafe_code, reason = "rustix keeps unshare unsafe for the sake of CLONE_FILES")]
+    // SAFETY: only the mount namespace changes; no descriptor table or memory is unshared.
+    let unshared = unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS) };
+    Ok(unshared?)
+}
+
+/// Gives the top of a detached mount to a user.
+pub(crate) fn own_tree(tree: BorrowedFd<'_>, owner: u32) -> io::Result<()> {
+    use rustix::fs::{AtFlags, Gid, Uid, chownat};
+    let (uid, gid) = (Uid::from_raw(owner), Gid::from_raw(owner));
+    Ok(chownat(tree, c"", Some(uid), Some(gid), AtFlags::EMPTY_PATH)?)
+}
+
 /// Marks every descriptor from `first` on to be closed by the next exec.
 pub(crate) fn cloexec_from(first: RawFd) -> io::Result<()> {
     let first = libc::c_uint::try_from(first).map_err(|_| io::ErrorKind::InvalidInput)?;

@@ -105,6 +105,9 @@ pub(crate) enum Answer {
         isolated: bool,
         #[serde(default)]
         limits: Option<LimitsBy>,
+        /// Sessions have disks of their own.
+        #[serde(default)]
+        disks: bool,
     },
     /// A stream to the sandbox's PID 1 comes with this message, and the sockets of its way out if it has one.
     Stream {

@@ -29,6 +29,7 @@ const LOG_LIMIT: u64 = 1 << 20;
 pub(crate) struct Found {
     pub(crate) post: Post,
     pub(crate) limits: Option<LimitsBy>,
+    pub(crate) disks: bool,
 }
 
 /// Talks to the launcher of this directory, starting it if there is none or if it is of another kind.
@@ -71,13 +72,13 @@ async fn greet(
     let linger_ms = u64::try_from(options.linger.as_millis()).unwrap_or(u64::MAX);
     let hello = Ask::Hello { version: VERSION, linger_ms };
     match post.ask(hello, HELLO_TIMEOUT).await {
-        Ok((Answer::Hello { version, isolated, limits, pid }, _)) => {
+        Ok((Answer::Hello { version, isolated, limits, disks, pid }, _)) => {
             // Limits that are missing where they are now required need a new launcher too: cgroups
             // may have become available since.
             let limits_fit = !isolated || options.degraded || limits.is_some();
             if version == VERSION && isolated == options.isolated && limits_fit {
                 tracing::debug!(pid, "talking to the launcher");
-                return Ok(Some(Found { post, limits }));
+                return Ok(Some(Found { post, limits, disks }));
             }
             tracing::info!(pid, version, isolated, "ending a launcher of another kind");
             quit(&post).await;

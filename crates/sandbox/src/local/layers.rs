@@ -10,6 +10,7 @@ use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
 use sha2::{Digest, Sha256};
 
+use super::quota::{Room, within};
 use super::{BUILD, Inner, lock};
 use crate::error::SandboxError;
 use crate::launcher::layer::{finish, layer_dir};
@@ -145,7 +146,8 @@ impl Inner {
         let wanted = self.options.isolated.then(|| building.clone());
         let sandbox = self.create(&key, &plain, wanted).await?;
         let fence = Fence { epoch: 1, generation: sandbox.generation() };
-        let installed = provision::install(sandbox.as_ref(), fence, provision, &workdir).await;
+        let installing = provision::install(sandbox.as_ref(), fence, provision, &workdir);
+        let installed = within(Room::of(&spec.limits), made.clone(), installing).await;
         self.end(&key).await?;
         installed?;
         let finished = layer_dir(&self.options.dir, &Layer { building: false, ..building });

@@ -11,6 +11,7 @@ use tokio_util::sync::DropGuard;
 use vaquero_hand::pack::Piece;
 use vaquero_hand::protocol::{Fence, Op, State, ToolResult, VERSION};
 
+use super::quota::Room;
 use crate::answer::Answer;
 use crate::connection::Connection;
 use crate::error::SandboxError;
@@ -27,6 +28,8 @@ const CHUNK: u64 = 4 << 20;
 #[derive(Debug)]
 pub(crate) struct LocalSandbox {
     pub(crate) generation: u64,
+    /// What its session's files may take.
+    pub(super) room: Room,
     pub(crate) connection: Arc<Connection>,
     pub(crate) call_ceiling: Duration,
     /// Ends its way out when it goes.

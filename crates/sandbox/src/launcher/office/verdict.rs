@@ -21,6 +21,7 @@ impl Office {
                 pid: std::process::id(),
                 isolated: self.options.isolated,
                 limits: limits_by(self.ready.cgroups.as_ref()),
+                disks: self.ready.disks.is_some(),
             }),
             Ask::Quit {} => {
                 self.end_all();
@@ -93,6 +94,13 @@ impl Office {
         let owner = base.filter(|_| making.is_none());
         let fresh = make_session_dirs(&session, owner, layer.is_some()).map_err(prepare)?;
         let isolated = self.options.isolated;
+        let disk = match (&mut self.ready.disks, owner) {
+            (Some(disks), Some(owner)) => {
+                let disk = disks.of_session(&session, limits.workspace_bytes, owner, fresh);
+                disk.map_err(|e| probe::explain("mount the session's disk", &e))?
+            }
+            _ => None,
+        };
         let order = Order {
             key,
             generation,
@@ -102,11 +110,12 @@ impl Office {
             trust,
             layer: layer.as_ref().map(|(dir, layer)| (dir.as_path(), *layer)),
             session,
+            disk: disk.as_ref().map(|disk| disk.number),
             fresh,
             base,
             isolated,
         };
-        let member = Member::start(&order, &self.ready)?;
+        let member = Member::start(&order, &self.ready, disk.map(|disk| disk.trees))?;
         self.members.insert(key.clone(), member);
         Ok(())
     }
@@ -136,6 +145,9 @@ impl Office {
             return;
         }
         let busy = !self.waiting.is_empty();
+        if let Some(disks) = &mut self.ready.disks {
+            disks.tend(busy);
+        }
         let Some((key, kind)) = self.spares.next(busy, &self.members) else { return };
         if let Err(trouble) = self.create(&key, spares::GENERATION, &kind, None) {
             log(&format!("{key}: {}", trouble.what));
