@@ -99,13 +99,14 @@ async fn five_kills_in_one_turn_are_survived() -> anyhow::Result<()> {
     Ok(())
 }
 
+static NAPS: AtomicU32 = AtomicU32::new(0);
+
 /// Starts the server, and a session in it that runs a command which takes a while.
 async fn with_a_command(server: &mut Server) -> anyhow::Result<String> {
     server.start().await?;
     let client = server.client();
     let session = client.tool_session().await?;
     // A length of its own, by which the host knows the process.
-    static NAPS: AtomicU32 = AtomicU32::new(0);
     let nap = format!("2.{:07}{:02}", std::process::id(), NAPS.fetch_add(1, Ordering::Relaxed));
     let script = format!(
         "!bash echo started >> /workspace/marks; sleep {nap}; wc -l < /workspace/marks\n!next\n!say last"
