@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use serde_json::json;
 use vaquero_sandbox::{
-    Block, CallState, ComputeProvider, Fence, Limits, LimitsMode, LocalConfig, LocalProvider,
-    Quota, Sandbox, SandboxError, SandboxKey, SandboxSpec, ToolResult, UnsafeHost, measure_bare,
-    probe,
+    Block, CallState, ComputeProvider, Fence, Limits, LimitsMode, LimitsState, LocalConfig,
+    LocalProvider, Quota, Sandbox, SandboxError, SandboxKey, SandboxSpec, ToolResult, UnsafeHost,
+    measure_bare, probe,
 };
 
 const FIXTURE: &str = env!("CARGO_BIN_EXE_sandbox-fixture");
@@ -544,4 +544,42 @@ async fn the_machine_can_be_examined_and_measured() {
     let bare = measure_bare(Path::new(FIXTURE), 5).await.unwrap();
     assert_eq!(bare.len(), 5);
     assert!(bare.iter().all(|took| *took > Duration::ZERO && *took < Duration::from_secs(10)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hundred_at_once_all_work_and_an_idle_one_is_small() {
+    let dir = tempfile::tempdir().unwrap();
+    let provider = start(dir.path()).await;
+    let mark = format!("many-{}", std::process::id());
+    let keys: Vec<SandboxKey> = (0..100).map(|n| key(&format!("{mark}-{n}"))).collect();
+    let small = Limits { memory_bytes: 128 << 20, workspace_bytes: 64 << 20, ..Limits::default() };
+    let spec = SandboxSpec { limits: small, ..spec(1) };
+    let made = futures::future::try_join_all(keys.iter().map(|k| provider.ensure(k, &spec)));
+    let made = made.await.unwrap();
+    let said = futures::future::join_all(made.iter().enumerate().map(|(number, sandbox)| {
+        let command = format!("echo {number} >/workspace/number; cat /workspace/number");
+        async move { sh(sandbox.as_ref(), "a", &command).await.unwrap() }
+    }));
+    let said: Vec<String> = said.await;
+    assert_eq!(said, (0..100).map(|number| number.to_string()).collect::<Vec<_>>());
+    let used: Vec<u64> = cgroups_with(&mark)
+        .iter()
+        .filter_map(|group| {
+            let used = fs::read_to_string(group.join("memory.current"))
+                .or_else(|_| fs::read_to_string(group.join("memory.usage_in_bytes")));
+            used.ok()?.trim().parse().ok()
+        })
+        .collect();
+    if provider.capabilities().limits != LimitsState::Degraded {
+        let middle = used.iter().sum::<u64>() / 100;
+        assert!(
+            used.len() == 100 && middle < 5 << 20,
+            "{} groups, {middle} bytes each",
+            used.len()
+        );
+    }
+    futures::future::try_join_all(keys.iter().map(|key| provider.destroy(&key.session)))
+        .await
+        .unwrap();
+    provider.shutdown(false).await;
 }
