@@ -74,6 +74,15 @@ def extensions() -> list[tuple[str, str]]:
 
 # What the extensions take and answer.
 EXTENSION_SHAPES: dict[str, dict[str, object]] = {
+    "/v1/sessions/{session_id}/fork": {
+        "summary": "Makes a new session that begins with the log of this one up to an event, and with its files as they were then",
+        "properties": {
+            "event_id": {"type": ["string", "null"], "description": "The last event to take; the whole log without it"},
+            "title": {"type": ["string", "null"]},
+            "metadata": {"type": ["object", "null"], "additionalProperties": {"type": ["string", "null"]}},
+        },
+        "answers_like": "/v1/sessions",
+    },
     "/v1/sessions/stop_all": {
         "summary": "Interrupts every running session of the workspace",
         "answer": {
@@ -83,18 +92,28 @@ EXTENSION_SHAPES: dict[str, dict[str, object]] = {
         },
     },
 }
+# What a cloud environment's configuration can have beside the SDK's fields.
+EXTENSION_CONFIG: dict[str, object] = {
+    "setup": {"type": "array", "items": {"type": "string"}, "maxItems": 50, "x-extension": True, "description": "Commands that run once after the packages are there"},
+    "env": {"type": "object", "additionalProperties": {"type": "string"}, "x-extension": True, "description": "Variables of every process; not for secrets"},
+}
 ERRORS = {"description": "An error", "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}}
 
 
-def extension(path: str) -> dict[str, object]:
+def extension(path: str, paths: dict[str, typing.Any]) -> dict[str, object]:
     known = EXTENSION_SHAPES[path]
-    ok = {"description": "OK", "content": {"application/json": {"schema": known["answer"]}}}
+    if "answers_like" in known:
+        ok = paths[known["answers_like"]]["post"]["responses"]["200"]
+    else:
+        ok = {"description": "OK", "content": {"application/json": {"schema": known["answer"]}}}
+    taken = {"type": "object", "properties": known.get("properties", {}), "additionalProperties": False}
     return {
-        "operationId": path.removeprefix("/v1/").replace("/", "."),
+        "operationId": re.sub(r"/{[^}]*}", "", path.removeprefix("/v1/")).replace("/", "."),
         "summary": known["summary"],
         "tags": ["extensions"],
         "x-extension": True,
-        "requestBody": {"required": False, "content": {"application/json": {"schema": {"type": "object", "additionalProperties": False}}}},
+        "requestBody": {"required": False, "content": {"application/json": {"schema": taken}}},
+        "parameters": [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in re.findall(r"{([^}]*)}", path)],
         "responses": {"200": ok, "default": ERRORS},
     }
 
@@ -214,7 +233,9 @@ def document(known: list[Operation], routes: dict[str, tuple[str, str]]) -> str:
             entry["requestBody"] = {"required": bool(required), "content": {"application/json": {"schema": body}}}
         paths.setdefault(path, {})[method.lower()] = entry
     for method, path in extensions():
-        paths.setdefault(path, {})[method.lower()] = extension(path)
+        paths.setdefault(path, {})[method.lower()] = extension(path, paths)
+    for name in ("BetaCloudConfig", "BetaCloudConfigParams"):
+        components[name]["properties"] |= EXTENSION_CONFIG
     components["Error"] = {
         "type": "object",
         "required": ["type", "error", "request_id"],

@@ -10,6 +10,7 @@ use vaquero_store::{
 };
 use vaquero_types::{
     AgentId, Clock, EnvironmentId, EventId, SessionId, ThreadId, Timestamp, WorkspaceId,
+    checkpoint::Checkpointed,
     gate::Gate,
     session::Status,
     thread::Thread,
@@ -558,6 +559,7 @@ fn left_behind(workspace: &WorkspaceId, session: &SessionId, now: Timestamp) -> 
         created_at: now,
         archived_at: None,
         revision: 0,
-        body: r#"{"generation":0,"holder":"","restore":true}"#.to_owned(),
+        body: serde_json::to_string(&Checkpointed { restore: true, ..Checkpointed::default() })
+            .unwrap_or_default(),
     }
 }

@@ -70,7 +70,8 @@ pub const TABLE: &[(&str, &str, &str)] = &[
 ];
 
 /// What is ours alone: method and path.
-pub const EXTENSIONS: &[(&str, &str)] = &[("POST", "/v1/sessions/stop_all")];
+pub const EXTENSIONS: &[(&str, &str)] =
+    &[("POST", "/v1/sessions/stop_all"), ("POST", "/v1/sessions/{session_id}/fork")];
 
 /// The application's router.
 pub fn router(app: App) -> Router {
@@ -106,6 +107,7 @@ pub fn router(app: App) -> Router {
         )
         .route("/v1/sessions/stop_all", post(stop_all::handler))
         .route(&format!("{session}/archive"), post(sessions::archive::handler))
+        .route(&format!("{session}/fork"), post(sessions::fork::handler))
         .route(&format!("{session}/events"), post(events::send::handler).get(events::list::handler))
         .route(&format!("{session}/events/stream"), get(events::stream::handler))
         .route(&format!("{session}/threads"), get(threads::list::handler))

@@ -3,6 +3,7 @@
 pub(crate) mod archive;
 pub(crate) mod create;
 pub(crate) mod delete;
+pub(crate) mod fork;
 pub(crate) mod list;
 pub(crate) mod retrieve;
 pub(crate) mod update;

@@ -252,9 +252,11 @@ async fn the_document_describes_exactly_the_routes() {
             ));
         }
     }
-    let ours = vaquero_api::routes::EXTENSIONS
-        .iter()
-        .map(|(method, path)| (*method, *path, path.trim_start_matches("/v1/").replace('/', ".")));
+    let ours = vaquero_api::routes::EXTENSIONS.iter().map(|(method, path)| {
+        let words = path.trim_start_matches("/v1/").split('/');
+        let name: Vec<&str> = words.filter(|word| !word.starts_with('{')).collect();
+        (*method, *path, name.join("."))
+    });
     let mut routes: Vec<String> = vaquero_api::routes::TABLE
         .iter()
         .map(|(method, path, name)| (*method, *path, (*name).to_owned()))

@@ -5,10 +5,12 @@
 //! * [`state`]: the fold of a log.
 //! * [`context`]: the messages of the next model request, a pure function of the folded transcript.
 //! * [`turn`]: the machine; inputs in, steps out.
+//! * [`fork`]: how much of a log another session begins with.
 //! * [`tools`]: the built-in tools and who may call them.
 
 pub mod admission;
 pub mod context;
+pub mod fork;
 pub mod state;
 pub mod tools;
 pub mod transcript;

@@ -1,6 +1,7 @@
 //! What crosses the wire and what the crates share: ids, instants, resources, events, errors. Data and its checks only: no I/O, no clock reads.
 
 pub mod agent;
+pub mod checkpoint;
 pub mod clock;
 pub mod content;
 pub mod credential;

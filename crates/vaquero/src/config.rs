@@ -25,7 +25,7 @@ use vaquero_worker::Retention;
 const NOT_SETTINGS: [&str; 3] = ["CONFIG", "CRASH_POINT", "DEMO_MODEL"];
 
 /// Settings that are numbers.
-const NUMBERS: [&str; 19] = [
+const NUMBERS: [&str; 20] = [
     "retention_archived_days",
     "retention_idle_days",
     "database_connections",
@@ -36,6 +36,7 @@ const NUMBERS: [&str; 19] = [
     "sandbox_disk_mb",
     "sandbox_io_mb",
     "sandbox_spares",
+    "workspace_history",
     "turns",
     "turn_seconds",
     "turn_model_calls",
@@ -189,6 +190,10 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "HOST,…")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) package_registries: Option<String>,
+    /// Checkpoints of each session's workspace that are kept for forks [default: 100].
+    #[arg(long, value_name = "COUNT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) workspace_history: Option<usize>,
     /// With `--sandbox unsafe-host`: environments may install packages and run setup commands on this host itself.
     #[arg(long, value_name = "BOOLEAN", num_args = 0..=1, default_missing_value = "true")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -281,6 +286,7 @@ pub(crate) struct Config {
     pub(crate) node: Option<String>,
     pub(crate) egress_allow_private: Option<String>,
     pub(crate) package_registries: Option<String>,
+    pub(crate) workspace_history: usize,
     pub(crate) host_packages_ok: bool,
 }
 
@@ -337,6 +343,7 @@ impl Default for Config {
             node: None,
             egress_allow_private: None,
             package_registries: None,
+            workspace_history: 100,
             host_packages_ok: false,
         }
     }

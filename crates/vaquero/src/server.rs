@@ -105,13 +105,18 @@ fn checkpoints(
     clock: &Arc<dyn Clock>,
     node: &str,
 ) -> anyhow::Result<Checkpoints> {
-    let blobs = config.blob_url.as_deref().map(Blobs::open).transpose().context("blob_url")?;
+    let mut blobs = config.blob_url.as_deref().map(Blobs::open).transpose().context("blob_url")?;
+    let kept = config.workspace_history;
+    if blobs.is_none() && config.database_url.is_none() && kept > 0 {
+        // The only server needs no checkpoints to go on with, only forks do.
+        blobs = Some(Blobs::directory(&config.data_dir.join("blobs")).context("data_dir")?);
+    }
     if blobs.is_none() && config.database_url.is_some() {
         tracing::warn!(
             "no blob_url: workspaces stay on the server they are on; when it is gone for good, so are their files"
         );
     }
-    Ok(Checkpoints::new(Arc::clone(store), blobs, Arc::clone(clock), node.to_owned()))
+    Ok(Checkpoints::new(Arc::clone(store), blobs, Arc::clone(clock), node.to_owned(), kept))
 }
 
 impl Server {

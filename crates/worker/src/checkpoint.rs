@@ -13,15 +13,21 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
-use tokio::time::sleep;
+use tokio::{
+    sync::Notify,
+    time::{sleep, timeout},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use vaquero_blob::{BlobError, Blobs};
 use vaquero_sandbox::{Fence, Piece, Sandbox, SandboxError};
 use vaquero_store::{
-    CommitError, Document, EventQuery, Expect, SharedStore, StoreError, WorkerName, Write,
-    document::CHECKPOINT,
+    CommitError, Document, DocumentQuery, EventQuery, Expect, Order, SharedStore, StoreError,
+    WorkerName, Write, document::CHECKPOINT,
 };
-use vaquero_types::{Clock, EventId, SessionId, Timestamp, WorkspaceId};
+use vaquero_types::{
+    Clock, EventId, SessionId, Timestamp, WorkspaceId,
+    checkpoint::{Checkpointed, Source},
+};
 
 /// How long after a call its workspace is packed; calls that follow by then share the checkpoint.
 const DEBOUNCE: Duration = Duration::from_millis(700);
@@ -30,6 +36,8 @@ const WHOLE: NonZeroUsize = NonZeroUsize::new(65_536).expect("it is not zero");
 const KNOWN: NonZeroUsize = NonZeroUsize::new(512).expect("it is not zero");
 /// How often packing begins anew because files change under it.
 const ATTEMPTS: u32 = 4;
+/// How long a call waits for the checkpoint of what came before it.
+const CATCH_UP: Duration = Duration::from_secs(5);
 /// Tools that leave the workspace as it is.
 const READERS: [&str; 3] = ["read", "glob", "grep"];
 
@@ -71,6 +79,9 @@ struct Checkpoint {
     /// The newest checkpoint.
     #[serde(default)]
     kept: Option<Kept>,
+    /// What a fork began with.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    sources: Vec<Source>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -91,6 +102,8 @@ struct Read {
 #[derive(Clone, Debug)]
 pub(crate) struct Restore {
     kept: Option<Kept>,
+    /// The session is a fork that has no checkpoint of its own yet.
+    sources: Vec<Source>,
 }
 
 /// A session with calls that no checkpoint holds yet.
@@ -103,6 +116,14 @@ pub(crate) struct Dirty {
     pub(crate) covers: EventId,
 }
 
+/// A task that is at work on a session.
+#[derive(Clone)]
+struct Busy {
+    hurry: Arc<Notify>,
+    /// Cancelled when it is done.
+    done: CancellationToken,
+}
+
 /// Keeps and brings back workspaces.
 pub struct Checkpoints {
     store: SharedStore,
@@ -111,13 +132,15 @@ pub struct Checkpoints {
     clock: Arc<dyn Clock>,
     name: WorkerName,
     dirty: Mutex<HashMap<SessionId, Dirty>>,
-    /// Sessions that a task is at work on.
-    busy: Mutex<HashSet<SessionId>>,
+    /// Sessions that a task is at work on, and how to have it work at once.
+    busy: Mutex<HashMap<SessionId, Busy>>,
     /// Sessions whose workspace is known to be whole here.
     whole: Mutex<LruCache<SessionId, ()>>,
     known: Mutex<LruCache<SessionId, Known>>,
     tasks: TaskTracker,
     hurry: CancellationToken,
+    /// Checkpoints of a session that are kept for forks.
+    moments_kept: usize,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -131,6 +154,7 @@ impl Checkpoints {
         blobs: Option<Blobs>,
         clock: Arc<dyn Clock>,
         name: WorkerName,
+        moments_kept: usize,
     ) -> Self {
         Self {
             store,
@@ -143,6 +167,7 @@ impl Checkpoints {
             known: Mutex::new(LruCache::new(KNOWN)),
             tasks: TaskTracker::new(),
             hurry: CancellationToken::new(),
+            moments_kept,
         }
     }
 
@@ -194,7 +219,8 @@ impl Checkpoints {
         checkpoint.restore = restore;
         let write = self.write(workspace, session, revision, &checkpoint);
         lock(&self.whole).pop(session);
-        Ok((write, restore.then_some(Restore { kept: checkpoint.kept })))
+        let Checkpoint { kept, sources, .. } = checkpoint;
+        Ok((write, restore.then_some(Restore { kept, sources })))
     }
 
     /// Whether the workspace here is all there: bringing it may have been cut short.
@@ -225,32 +251,73 @@ impl Checkpoints {
         fence: Fence,
     ) -> Result<String, CheckpointError> {
         let told = match &restore.kept {
+            None if !restore.sources.is_empty() => {
+                let told = self.restore_fork(workspace, &restore.sources, sandbox, fence).await?;
+                self.settle(workspace, session, fence.generation).await?;
+                return Ok(told);
+            }
             None => "There is no checkpoint of /workspace: its files are lost.".to_owned(),
-            Some(kept) => match self.unpack(workspace, session, kept, sandbox, fence).await {
-                Ok(()) => {
-                    let last = self.last_result(session).await?;
-                    let complete = last.is_none() || last == kept.covers;
-                    let what = if complete {
-                        "everything up to the last finished call is there"
-                    } else {
-                        "changes made after that are lost"
-                    };
-                    format!("/workspace is as of its checkpoint of {}: {what}.", kept.at)
+            Some(kept) => {
+                match self.unpack(workspace, session, &kept.pages, sandbox, fence).await {
+                    Ok(()) => {
+                        let last = self.last_result(session).await?;
+                        let complete = last.is_none() || last == kept.covers;
+                        let what = if complete {
+                            "everything up to the last finished call is there"
+                        } else {
+                            "changes made after that are lost"
+                        };
+                        format!("/workspace is as of its checkpoint of {}: {what}.", kept.at)
+                    }
+                    Err(
+                        error @ (CheckpointError::Damaged(_)
+                        | CheckpointError::Blob(BlobError::NotFound(_))),
+                    ) => {
+                        tracing::error!(%session, %error, "a checkpoint is damaged");
+                        "The checkpoint of /workspace is damaged: what could be read of it is there, the rest is lost.".to_owned()
+                    }
+                    Err(error) => return Err(error),
                 }
-                Err(
-                    error @ (CheckpointError::Damaged(_)
-                    | CheckpointError::Blob(BlobError::NotFound(_))),
-                ) => {
-                    tracing::error!(%session, %error, "a checkpoint is damaged");
-                    "The checkpoint of /workspace is damaged: what could be read of it is there, the rest is lost.".to_owned()
-                }
-                Err(error) => return Err(error),
-            },
+            }
         };
         self.settle(workspace, session, fence.generation).await?;
         Ok(format!(
             "The machine that held this session's sandbox is gone. {told} Running programs and everything outside /workspace are gone."
         ))
+    }
+
+    /// Brings what a fork began with into its first sandbox.
+    async fn restore_fork(
+        &self,
+        workspace: &WorkspaceId,
+        sources: &[Source],
+        sandbox: &dyn Sandbox,
+        fence: Fence,
+    ) -> Result<String, CheckpointError> {
+        const FORKED: &str =
+            "This session was forked from another one, and has a sandbox of its own:";
+        for source in sources {
+            self.caught_up(&source.session).await;
+            let Some((moment, behind)) = self.moment(workspace, source).await? else { continue };
+            self.unpack(workspace, &source.session, &moment.pages, sandbox, fence).await?;
+            let what = match behind {
+                0 => "as they were then".to_owned(),
+                1 => "as they were one call before".to_owned(),
+                behind => format!("as they were {behind} calls before"),
+            };
+            return Ok(format!(
+                "{FORKED} the files of /workspace are {what}. Running programs and everything outside /workspace are not there."
+            ));
+        }
+        Ok(format!("{FORKED} no checkpoint of its files was kept, and /workspace is empty."))
+    }
+
+    /// Waits for what is still to be kept of a session here, but not for long.
+    pub(crate) async fn caught_up(&self, session: &SessionId) {
+        let busy = lock(&self.busy).get(session).cloned();
+        let Some(Busy { hurry, done }) = busy else { return };
+        hurry.notify_one();
+        drop(timeout(CATCH_UP, done.cancelled()).await);
     }
 
     /// Writes down that the workspace is whole.
@@ -296,41 +363,64 @@ impl Checkpoints {
 
     /// A call of this tool is over and its result durable: the workspace is packed soon.
     pub(crate) fn changed(self: &Arc<Self>, session: SessionId, dirty: Dirty, tool: &str) {
-        if self.blobs.is_none() || READERS.contains(&tool) {
+        if self.blobs.is_none() || !Self::may_change(tool) {
             return;
         }
         lock(&self.dirty).insert(session.clone(), dirty);
-        if lock(&self.busy).insert(session.clone()) {
-            self.tasks.spawn(Arc::clone(self).keep(session));
+        let mut all = lock(&self.busy);
+        if !all.contains_key(&session) {
+            let busy = Busy { hurry: Arc::default(), done: CancellationToken::new() };
+            all.insert(session.clone(), busy.clone());
+            self.tasks.spawn(Arc::clone(self).keep(session, busy));
         }
     }
 
+    /// Whether a tool may change the workspace.
+    pub(crate) fn may_change(tool: &str) -> bool {
+        !READERS.contains(&tool)
+    }
+
     /// Takes checkpoints of a session for as long as there is something to keep.
-    async fn keep(self: Arc<Self>, session: SessionId) {
+    async fn keep(self: Arc<Self>, session: SessionId, busy: Busy) {
+        let _done = busy.done.drop_guard();
         loop {
-            self.hurry.run_until_cancelled(sleep(DEBOUNCE)).await;
-            let taken = {
-                // Under both locks: whoever marks it next either is seen here or starts another task.
-                let (mut dirty, mut busy) = (lock(&self.dirty), lock(&self.busy));
-                let taken = dirty.remove(&session);
-                if taken.is_none() {
-                    busy.remove(&session);
-                }
-                taken
-            };
-            let Some(dirty) = taken else { return };
-            match self.save(&session, &dirty).await {
-                Ok(()) => metrics::counter!("vaquero_checkpoints_total").increment(1),
-                Err(CheckpointError::Superseded) => {}
-                Err(CheckpointError::Sandbox(
-                    SandboxError::StaleFence | SandboxError::Gone { .. },
-                )) => {}
-                Err(error) => {
-                    metrics::counter!("vaquero_checkpoint_failures_total").increment(1);
-                    tracing::warn!(%session, %error, "no checkpoint could be taken; the next call tries again");
-                }
+            tokio::select! {
+                () = sleep(DEBOUNCE) => {}
+                () = busy.hurry.notified() => {}
+                () = self.hurry.cancelled() => {}
+            }
+            let taken = lock(&self.dirty).remove(&session);
+            if let Some(dirty) = taken {
+                self.save_or_say(&session, &dirty).await;
+            }
+            if self.is_over(&session) {
+                return;
             }
         }
+    }
+
+    async fn save_or_say(&self, session: &SessionId, dirty: &Dirty) {
+        match self.save(session, dirty).await {
+            Ok(()) => metrics::counter!("vaquero_checkpoints_total").increment(1),
+            Err(CheckpointError::Superseded) => {}
+            Err(CheckpointError::Sandbox(SandboxError::StaleFence | SandboxError::Gone { .. })) => {
+            }
+            Err(error) => {
+                metrics::counter!("vaquero_checkpoint_failures_total").increment(1);
+                tracing::warn!(%session, %error, "no checkpoint could be taken; the next call tries again");
+            }
+        }
+    }
+
+    /// Whether the task of a session has nothing left to do; it is over then.
+    fn is_over(&self, session: &SessionId) -> bool {
+        // Under both locks: whoever marks it next either is seen here or starts another task.
+        let (dirty, mut busy) = (lock(&self.dirty), lock(&self.busy));
+        let over = !dirty.contains_key(session);
+        if over {
+            busy.remove(session);
+        }
+        over
     }
 
     async fn save(&self, session: &SessionId, dirty: &Dirty) -> Result<(), CheckpointError> {
@@ -345,6 +435,7 @@ impl Checkpoints {
             let Some(pages) = self.store_pieces(session, dirty, before, fence).await? else {
                 continue;
             };
+            self.keep_moment(session, dirty, &pages).await?;
             let covers = Some(dirty.covers.clone());
             checkpoint.kept = Some(Kept { pages, at: self.clock.now(), covers });
             let write = self.write(&dirty.workspace, session, revision, &checkpoint);
@@ -365,6 +456,33 @@ impl Checkpoints {
         self.tasks.wait().await;
     }
 
+    /// The sessions whose files forks began with.
+    async fn needed(&self, workspace: &WorkspaceId) -> Result<HashSet<SessionId>, StoreError> {
+        let mut query = DocumentQuery {
+            workspace: workspace.clone(),
+            kind: CHECKPOINT.to_owned(),
+            parent: None,
+            include_archived: true,
+            from: None,
+            until: None,
+            order: Order::Ascending,
+            cursor: None,
+            limit: 500,
+        };
+        let mut needed = HashSet::new();
+        loop {
+            let page = self.store.documents(&query).await?;
+            query.cursor = page.documents.last().map(|last| (last.created_at, last.id.clone()));
+            for document in page.documents {
+                let known: Checkpointed = serde_json::from_str(&document.body).unwrap_or_default();
+                needed.extend(known.sources.into_iter().map(|source| source.session));
+            }
+            if !page.more {
+                return Ok(needed);
+            }
+        }
+    }
+
     /// Forgets a session that ended here.
     pub(crate) fn forget(&self, session: &SessionId) {
         lock(&self.dirty).remove(session);
@@ -378,11 +496,12 @@ impl Checkpoints {
         let mut swept = 0;
         for workspace in blobs.folders(pieces::ROOT).await? {
             let below = format!("{}/{workspace}", pieces::ROOT);
+            let needed = self.needed(&WorkspaceId::from_wire(workspace.clone())).await?;
             for session in blobs.folders(&below).await? {
                 let id = SessionId::from_wire(session.clone());
                 let gone =
                     self.store.session(&id).await?.is_none_or(|row| row.archived_at.is_some());
-                if gone {
+                if gone && !needed.contains(&id) {
                     blobs.remove_all(&format!("{below}/{session}")).await?;
                     swept += 1;
                 }

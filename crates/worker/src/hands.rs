@@ -2,7 +2,7 @@
 
 use crate::{
     World,
-    checkpoint::{Dirty, Restore},
+    checkpoint::{Checkpoints, Dirty, Restore},
     outbound::Origin,
 };
 use serde_json::{Value, json};
@@ -76,6 +76,8 @@ pub(crate) struct Hands {
     notice: Option<String>,
     /// Resolves when the last call of the shell so far is over: they run one after the other, in the order the model made them.
     shell: Option<oneshot::Receiver<()>>,
+    /// A call of this turn that may change files has begun.
+    began: bool,
     report: UnboundedSender<Happened>,
 }
 
@@ -106,6 +108,7 @@ impl Hands {
             running: BTreeMap::new(),
             notice: None,
             shell: None,
+            began: false,
             report,
         }
     }
@@ -277,6 +280,11 @@ impl Hands {
         let (sandbox, report, epoch) = (Arc::clone(sandbox), self.report.clone(), self.epoch);
         let notice = self.notice.take();
         metrics::counter!("vaquero_tool_calls_total", "tool" => wanted.name.clone()).increment(1);
+        // What the turn before left is kept before this one changes it, so that a fork can begin there.
+        let first = !self.began && Checkpoints::may_change(&wanted.name);
+        self.began |= first;
+        let before_it = self.world.checkpoints.clone().filter(|_| first);
+        let session = self.session();
         tasks.spawn(async move {
             let Wanted { call, name, input, .. } = wanted;
             let _over = over;
@@ -285,6 +293,13 @@ impl Hands {
                     biased;
                     () = cancelled.cancelled() => {}
                     _ = before => {}
+                }
+            }
+            if let Some(checkpoints) = before_it {
+                tokio::select! {
+                    biased;
+                    () = cancelled.cancelled() => {}
+                    () = checkpoints.caught_up(&session) => {}
                 }
             }
             started.store(true, Ordering::SeqCst);

@@ -172,7 +172,7 @@ async fn decide(app: App, posted: Arc<Posted>, _ids: PathIds) -> Result<Outcome>
     Ok(Outcome::new(writes, sessions::show(&row, &body, now)))
 }
 
-fn check_environment(
+pub(super) fn check_environment(
     environment: &Environment,
     sandboxes: Sandboxes,
     has_vaults: bool,

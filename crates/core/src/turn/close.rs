@@ -8,7 +8,7 @@ use crate::{
 };
 use serde_json::Value;
 use vaquero_types::{
-    EventId, ThreadId,
+    EventId, IdGen, ThreadId, Timestamp,
     event::server::{self, EventBody, RetryStatus, SessionErrorKind, StopReason},
     gate::GateChange,
     record::{NewRecord, RecordKind},
@@ -108,6 +108,15 @@ impl Machine {
         batch.status = Some(Status::Idle);
         batch.activity = Some(activity);
         batch.ends = true;
+    }
+
+    /// Leaves the session idle, whatever was under way: what clients sent enters the context, and calls without a result fail.
+    pub(crate) fn rest(self, now: Timestamp, ids: &dyn IdGen) -> Batch {
+        let (mut batch, mut desk) = (Batch::default(), Desk { now, ids });
+        self.take_queue(&mut batch, &mut desk);
+        self.abandon(&mut batch, INTERRUPTED, &mut desk);
+        self.close(&mut batch, &StopReason::EndTurn, &mut desk);
+        batch
     }
 
     pub(super) fn has_messages(&self) -> bool {

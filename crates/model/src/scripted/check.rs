@@ -115,6 +115,9 @@ pub(super) fn violation(
 const ALIKE: usize = 1_000;
 
 /// Each request of a conversation must begin with the blocks of the one before.
+/// A system prompt with these words is of a conversation that goes on in several ways.
+const FORKS: &str = "may be forked";
+
 fn history(
     request: &Value,
     messages: &[Value],
@@ -130,6 +133,9 @@ fn history(
         .flat_map(|message| message["content"].as_array().into_iter().flatten())
         .map(hash)
         .collect();
+    if request["system"].to_string().contains(FORKS) {
+        return None;
+    }
     let key = blocks[0] ^ hash(&request["system"]);
     let compacts = messages.last().is_some_and(|last| {
         last["content"]

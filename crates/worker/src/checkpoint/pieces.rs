@@ -1,15 +1,16 @@
 //! The pieces of checkpoints in the blob store, named by what they hold. Each session has its own: nobody's bytes are ever taken for another's.
 
-use super::{CheckpointError, Checkpoints, Dirty, Kept, lock};
+use super::{CheckpointError, Checkpoints, Dirty, lock};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
+use serde::{Deserialize, Serialize};
 use std::{
     collections::{HashMap, HashSet},
     time::Duration,
 };
 use vaquero_blob::Blobs;
 use vaquero_sandbox::{Entry, Fence, Kind, PART, Page, Piece, Sandbox};
-use vaquero_types::{SessionId, WorkspaceId};
+use vaquero_types::{SessionId, WorkspaceId, checkpoint::Source};
 
 /// Where they are.
 pub(super) const ROOT: &str = "workspaces";
@@ -52,6 +53,17 @@ impl Room {
         }
         Ok(())
     }
+}
+
+/// A checkpoint that stays when newer ones are taken.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Moment {
+    pub(super) pages: Vec<Piece>,
+}
+
+/// Where the moments of a session are, each under the newest call that was over.
+fn moments(workspace: &WorkspaceId, session: &SessionId) -> String {
+    format!("{ROOT}/{workspace}/{session}/calls")
 }
 
 fn name(workspace: &WorkspaceId, session: &SessionId, piece: &Piece) -> String {
@@ -194,11 +206,11 @@ impl Checkpoints {
         &self,
         workspace: &WorkspaceId,
         session: &SessionId,
-        kept: &Kept,
+        pages: &[Piece],
         sandbox: &dyn Sandbox,
         fence: Fence,
     ) -> Result<(), CheckpointError> {
-        for page in &kept.pages {
+        for page in pages {
             let bytes = self.piece(session, workspace, page).await?;
             let parsed = parse(&bytes)?;
             for (entry, parts) in parts(&parsed) {
@@ -213,19 +225,88 @@ impl Checkpoints {
         Ok(())
     }
 
-    /// Removes old pieces that the newest checkpoint does not name.
+    /// Keeps a checkpoint for the time when it is not the newest any more.
+    pub(super) async fn keep_moment(
+        &self,
+        session: &SessionId,
+        dirty: &Dirty,
+        pages: &[Piece],
+    ) -> Result<(), CheckpointError> {
+        let moment = Moment { pages: pages.to_vec() };
+        let bytes = serde_json::to_vec(&moment).unwrap_or_default();
+        let name = format!("{}/{}", moments(&dirty.workspace, session), dirty.covers);
+        Ok(self.blobs()?.put(&name, Bytes::from(bytes)).await?)
+    }
+
+    /// The newest moment of a session up to a place in its log, and how many calls lie between.
+    pub(super) async fn moment(
+        &self,
+        workspace: &WorkspaceId,
+        source: &Source,
+    ) -> Result<Option<(Moment, usize)>, CheckpointError> {
+        let Some(blobs) = &self.blobs else { return Ok(None) };
+        let place = moments(workspace, &source.session);
+        let mut kept = HashSet::new();
+        let mut all = blobs.list(&place);
+        while let Some(found) = all.try_next().await? {
+            kept.extend(found.name.rsplit('/').next().map(str::to_owned));
+        }
+        let newest_first = source.calls.iter().rev().enumerate();
+        let mut found = newest_first.filter(|(_, call)| kept.contains(call.as_str()));
+        let Some((behind, call)) = found.next() else { return Ok(None) };
+        let bytes = blobs.get(&format!("{place}/{call}")).await?;
+        let moment = serde_json::from_slice(&bytes)
+            .map_err(|error| CheckpointError::Damaged(error.to_string()))?;
+        Ok(Some((moment, behind)))
+    }
+
+    /// Forgets all but the newest moments; what those name that stay.
+    async fn named_by_moments(
+        &self,
+        session: &SessionId,
+        workspace: &WorkspaceId,
+        known: &Known,
+    ) -> Result<HashSet<String>, CheckpointError> {
+        let blobs = self.blobs()?;
+        let mut all: Vec<_> = blobs.list(&moments(workspace, session)).try_collect().await?;
+        all.sort_by_key(|found| found.age);
+        let mut named = HashSet::new();
+        for (place, found) in all.iter().enumerate() {
+            if place >= self.moments_kept {
+                blobs.remove(&found.name).await?;
+                continue;
+            }
+            let Ok(moment) = serde_json::from_slice::<Moment>(&blobs.get(&found.name).await?)
+            else {
+                continue;
+            };
+            for page in moment.pages {
+                if known.parts.contains_key(&page) || !named.insert(page.sha256.clone()) {
+                    continue;
+                }
+                let parsed = parse(&self.piece(session, workspace, &page).await?)?;
+                let listed = parts(&parsed).flat_map(|(_, parts)| parts.iter());
+                named.extend(listed.map(|piece| piece.sha256.clone()));
+            }
+        }
+        Ok(named)
+    }
+
+    /// Removes old pieces that no checkpoint names.
     async fn tidy(
         &self,
         session: &SessionId,
         workspace: &WorkspaceId,
         known: &Known,
     ) -> Result<(), CheckpointError> {
-        let named = known.parts.iter().flat_map(|(page, parts)| parts.iter().chain([page]));
-        let named: HashSet<&str> = named.map(|piece| piece.sha256.as_str()).collect();
+        let mut named = self.named_by_moments(session, workspace, known).await?;
+        let newest = known.parts.iter().flat_map(|(page, parts)| parts.iter().chain([page]));
+        named.extend(newest.map(|piece| piece.sha256.clone()));
         let mut all = self.blobs()?.list(&format!("{ROOT}/{workspace}/{session}"));
         while let Some(found) = all.try_next().await? {
             let digest = found.name.rsplit('/').next().unwrap_or_default();
-            if found.age > UNNAMED && !named.contains(digest) {
+            let is_piece = !found.name.contains("/calls/");
+            if is_piece && found.age > UNNAMED && !named.contains(digest) {
                 self.blobs()?.remove(&found.name).await?;
             }
         }
