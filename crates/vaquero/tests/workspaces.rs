@@ -93,9 +93,9 @@ async fn a_workspace_follows_its_session_to_another_machine() -> anyhow::Result<
     assert_eq!(result, "text\nmore\n", "it is said once");
 
     // The first server is back, with files of its own that are older: they are not the session's any more.
-    checkpointed(&client, 1.0).await?;
-    run(&client, &session, "!bash echo newest > a/b/small\n!next\n!say newer").await?;
     checkpointed(&client, 2.0).await?;
+    run(&client, &session, "!bash echo newest > a/b/small\n!next\n!say newer").await?;
+    checkpointed(&client, 3.0).await?;
     pair.one.start().await?;
     pair.two.kill_with_hands().await?;
     let client = pair.one.client().clone();
