@@ -40,9 +40,11 @@ async fn a_fork_has_the_log_and_the_files_of_its_event_and_goes_its_own_way() ->
 {
     let model = Model::start().await?;
     let mut server = Server::new(EXE, &model.base)?;
-    let blobs = server.data().join("blobs");
-    // Where several servers could share a database, files are only kept where all of them see them.
-    server.set("VAQUERO_BLOB_URL", &format!("file://{}", blobs.display()));
+    if std::env::var("VAQUERO_TEST_STORE").is_ok() {
+        // Where several servers could share a database, files are only kept where all of them see them.
+        let blobs = server.data().join("shared");
+        server.set("VAQUERO_BLOB_URL", &format!("file://{}", blobs.display()));
+    }
     server.start().await?;
     let client = server.client();
     let session = session(client).await?;
