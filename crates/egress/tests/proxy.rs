@@ -2,6 +2,8 @@
 
 #![expect(clippy::panic_in_result_fn, reason = "assertions are what a test is for")]
 
+mod fuzz;
+
 use std::{
     collections::BTreeMap,
     io,

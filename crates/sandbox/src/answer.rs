@@ -213,6 +213,10 @@ fn base64(data: String) -> Result<String, String> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+    use proptest::sample::{Index, select};
+    use proptest::strategy::ValueTree;
+    use proptest::test_runner::TestRunner;
     use vaquero_hand::protocol::{Outcome, RefusalCode, Reply, Response};
 
     use super::*;
@@ -283,5 +287,59 @@ mod tests {
         ] {
             assert!(read(bad.as_bytes()).is_err(), "{bad:.80}");
         }
+    }
+
+    /// Answers with a few bytes changed.
+    fn frames() -> impl Strategy<Value = Vec<u8>> {
+        let result = r#"{"content":[{"type":"text","text":"hi"},{"type":"image","media_type":"image/png","data":"AAAA"}],"is_error":false}"#;
+        let corpus = vec![
+            format!(r#"{{"id":7,"ok":{{"op":"run","result":{result}}}}}"#),
+            format!(r#"{{"id":7,"ok":{{"op":"status","state":"finished","result":{result}}}}}"#),
+            r#"{"id":7,"ok":{"op":"hello","version":3,"generation":9,"pid":1}}"#.to_owned(),
+            r#"{"id":7,"ok":{"op":"read_file","data_b64":"AAAA","size":3,"eof":true}}"#.to_owned(),
+            r#"{"id":7,"ok":{"op":"pack","pages":[{"sha256":"00","length":3}]}}"#.to_owned(),
+            r#"{"id":7,"err":{"code":"stale_fence","message":"no"}}"#.to_owned(),
+        ];
+        let edits = proptest::collection::vec((any::<Index>(), any::<u8>(), 0..4_u8), 0..8);
+        (select(corpus), edits).prop_map(|(frame, edits)| {
+            let mut bytes = frame.into_bytes();
+            for (at, byte, how) in edits {
+                let at = at.index(bytes.len().max(1)).min(bytes.len());
+                match how {
+                    0 => bytes.insert(at, byte),
+                    1 if at < bytes.len() => bytes[at] = byte,
+                    2 if at < bytes.len() => drop(bytes.remove(at)),
+                    _ => bytes.extend_from_within(at..),
+                }
+            }
+            bytes
+        })
+    }
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "it goes on for as long as it is told")]
+    fn frames_of_any_make_are_understood_or_refused() {
+        let named = std::env::var("VAQUERO_TEST_FUZZ_SECONDS").ok();
+        let seconds = named.and_then(|text| text.parse().ok()).unwrap_or(3);
+        let until = std::time::Instant::now() + std::time::Duration::from_secs(seconds);
+        let (strategy, mut runner) = (frames(), TestRunner::default());
+        let (mut understood, mut refused) = (0, 0);
+        while std::time::Instant::now() < until {
+            let frame = strategy.new_tree(&mut runner).unwrap().current();
+            match read(&frame) {
+                Ok((_, Answer::Run(result) | Answer::Status(_, Some(result)))) => {
+                    let text = |block: &Block| match block {
+                        Block::Text { text } => text.len(),
+                        Block::Image { data, .. } | Block::Document { data, .. } => data.len(),
+                    };
+                    let size: usize = result.content.iter().map(text).sum();
+                    assert!(size <= frame.len(), "more than was said");
+                    understood += 1;
+                }
+                Ok(_) => understood += 1,
+                Err(_) => refused += 1,
+            }
+        }
+        assert!(understood > 100 && refused > 100, "{understood} understood, {refused} refused");
     }
 }

@@ -53,6 +53,24 @@ pub(crate) struct Options {
     pub(crate) isolated: bool,
     /// Whether to go on without cgroups.
     pub(crate) degraded: bool,
+    pub(crate) left_out: LeftOut,
+}
+
+/// A wall that a test leaves out, to see that an attack then succeeds. No server can: the feature is for tests.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct LeftOut {
+    #[cfg(feature = "attacks")]
+    pub(crate) wall: Option<String>,
+}
+
+impl LeftOut {
+    /// Whether it is this one.
+    pub(crate) fn is(&self, wall: &str) -> bool {
+        #[cfg(feature = "attacks")]
+        return self.wall.as_deref() == Some(wall);
+        #[cfg(not(feature = "attacks"))]
+        return wall.is_empty();
+    }
 }
 
 /// Why a launcher cannot work here, and what the operator can do about it.
@@ -153,6 +171,10 @@ impl Options {
         if self.degraded {
             args.push("--degraded".into());
         }
+        #[cfg(feature = "attacks")]
+        if let Some(wall) = &self.left_out.wall {
+            args.extend(["--leave-out".into(), wall.into()]);
+        }
         args
     }
 }
@@ -164,6 +186,7 @@ fn parse(args: &[std::ffi::OsString]) -> Result<Options, String> {
         linger: Duration::ZERO,
         isolated: true,
         degraded: false,
+        left_out: LeftOut::default(),
     };
     let mut args = args.iter();
     while let Some(arg) = args.next() {
@@ -179,6 +202,10 @@ fn parse(args: &[std::ffi::OsString]) -> Result<Options, String> {
             }
             "--unsafe-host" => options.isolated = false,
             "--degraded" => options.degraded = true,
+            #[cfg(feature = "attacks")]
+            "--leave-out" => {
+                options.left_out.wall = Some(value()?.to_string_lossy().into_owned());
+            }
             _ => return Err(format!("unknown argument {name}")),
         }
     }
@@ -193,7 +220,7 @@ fn open(options: &Options) -> Result<office::Office, Trouble> {
     let reserved =
         start::settle().map_err(|e| Trouble::io("cannot set the launcher's process up", &e))?;
     let lock = lock(options)?;
-    let exe = start::sealed_exe().map_err(|e| {
+    let exe = start::sealed_exe(!options.left_out.is("executable")).map_err(|e| {
         Trouble::new(
             format!("cannot copy the executable to a sealed memfd: {e}"),
             "set sysctl vm.memfd_noexec to 0, or mount /proc",
@@ -207,7 +234,8 @@ fn open(options: &Options) -> Result<office::Office, Trouble> {
     let listener = start::listen(&options.dir)
         .map_err(|e| Trouble::io("cannot listen on the launcher's socket", &e))?;
     spares::clear(&options.workspaces);
-    let made = start::Ready { reserved, lock, exe, filter, cgroups, skeleton, disks, listener };
+    let left_out = options.left_out.clone();
+    let made = start::Ready { reserved, lock, exe, filter, cgroups, skeleton, disks, listener, left_out };
     Ok(office::Office::new(options.clone(), made))
 }
 
@@ -237,7 +265,7 @@ fn lock(options: &Options) -> Result<File, Trouble> {
 }
 
 fn open_cgroups(options: &Options) -> Result<Option<Cgroups>, Trouble> {
-    if !options.isolated {
+    if !options.isolated || options.left_out.is("limits") {
         return Ok(None);
     }
     let files = [std::path::Path::new("/usr"), &options.dir];
@@ -253,7 +281,8 @@ fn open_cgroups(options: &Options) -> Result<Option<Cgroups>, Trouble> {
 
 /// Disks for sessions, where root can make them.
 fn open_disks(options: &Options) -> Option<disk::Disks> {
-    if !options.isolated || uids::IdMapping::detect() == uids::IdMapping::Single {
+    let none = !options.isolated || options.left_out.is("disks");
+    if none || uids::IdMapping::detect() == uids::IdMapping::Single {
         return None;
     }
     match disk::Disks::open(&options.dir) {
@@ -292,6 +321,7 @@ mod tests {
             linger: Duration::from_millis(1234),
             isolated: false,
             degraded: true,
+            left_out: LeftOut::default(),
         };
         let parsed = parse(&options.to_args()).unwrap();
         assert_eq!(format!("{parsed:?}"), format!("{options:?}"));

@@ -36,7 +36,7 @@ use self::sandbox::LocalSandbox;
 use crate::connection::{Connection, LARGE_KIB, Shared};
 use crate::error::SandboxError;
 use crate::launcher::wire::{Answer, Ask, Layer, Listed, SparesWanted};
-use crate::launcher::{Options, SPARE};
+use crate::launcher::{LeftOut, Options, SPARE};
 use crate::remove::remove_tree;
 use crate::seam::{
     Capabilities, ComputeProvider, Isolation, Limits, LimitsState, Networking, Outbound, Quota,
@@ -175,6 +175,10 @@ impl Inner {
             linger: config.linger,
             isolated,
             degraded: config.limits_mode == LimitsMode::Degraded || !isolated,
+            left_out: LeftOut {
+                #[cfg(feature = "attacks")]
+                wall: config.left_out.clone(),
+            },
         };
         let shared =
             Shared { tasks: TaskTracker::new(), large: Arc::new(Semaphore::new(LARGE_KIB)) };

@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::Signal;
 
+use super::LeftOut;
 use super::lockdown;
 use super::network;
 use super::rootfs::{self, RootPlan, Step, at};
@@ -40,6 +41,8 @@ pub(crate) struct Plan<'a> {
     pub(crate) limits: Limits,
     /// Without cgroups, rlimits have to stand in for them.
     pub(crate) degraded: bool,
+    /// By a test.
+    pub(crate) left_out: &'a LeftOut,
     pub(crate) filter: &'a Program,
     pub(crate) exe: &'a OwnedFd,
     pub(crate) argv: Vec<CString>,
@@ -84,7 +87,9 @@ fn become_hand(plan: &mut Plan<'_>) -> Result<Infallible, Step> {
                 take_ids()?;
             }
             at("set the host name", rustix::system::sethostname(b"sandbox"))?;
-            at("bring loopback up", sys::loopback_up())?;
+            if !plan.left_out.is("network") {
+                at("bring loopback up", sys::loopback_up())?;
+            }
             if let Some(launcher) = sockets {
                 let made = network::open()?;
                 at("hand the sockets over", network::hand_over(&launcher, &made))?;
@@ -107,7 +112,11 @@ fn become_hand(plan: &mut Plan<'_>) -> Result<Infallible, Step> {
         lock(plan, everywhere)?;
     }
     // Last: it also marks the descriptors that the steps before have opened.
-    at("close descriptors", sys::cloexec_from(CONTROL_FD + 1))?;
+    if plan.left_out.is("descriptors") {
+        at("close descriptors", sys::keep_from(CONTROL_FD + 1))?;
+    } else {
+        at("close descriptors", sys::cloexec_from(CONTROL_FD + 1))?;
+    }
     let argv: Vec<&CStr> = plan.argv.iter().map(CString::as_c_str).collect();
     let envp: Vec<&CStr> = plan.envp.iter().map(CString::as_c_str).collect();
     Err(("start hand", sys::exec_fd(plan.exe.as_fd(), &argv, &envp)))
@@ -140,6 +149,9 @@ fn lock(plan: &Plan<'_>, everywhere: bool) -> Result<(), Step> {
     at("set no_new_privs", rustix::thread::set_no_new_privs(true))?;
     at("apply Landlock", lockdown::landlock(everywhere))?;
     at("drop capabilities", lockdown::drop_capabilities())?;
+    if plan.left_out.is("seccomp") {
+        return Ok(());
+    }
     at("install seccomp", sys::seccomp(plan.filter))
 }
 

@@ -203,7 +203,8 @@ impl Member {
         let plan = Plan {
             walls,
             limits: order.limits,
-            degraded: ready.cgroups.is_none(),
+            degraded: ready.cgroups.is_none() && !ready.left_out.is("limits"),
+            left_out: &ready.left_out,
             filter: &ready.filter,
             exe: &ready.exe,
             argv: arguments(order).map_err(failed("name the directories"))?,
@@ -213,7 +214,12 @@ impl Member {
             go,
             failure,
         };
-        let flags = if order.isolated { sys::NAMESPACES } else { 0 };
+        let mut flags = if order.isolated { sys::NAMESPACES } else { 0 };
+        for (wall, flag) in [("network", libc::CLONE_NEWNET), ("ipc", libc::CLONE_NEWIPC)] {
+            if ready.left_out.is(wall) {
+                flags &= !u64::from(flag.unsigned_abs());
+            }
+        }
         let into = group.descriptor().map_err(failed("enter the cgroup"))?;
         let cloned = sys::clone_process(flags, into.as_ref().map(AsFd::as_fd));
         let (pid, pidfd) = match cloned.map_err(failed("create namespaces"))? {
@@ -368,9 +374,10 @@ fn walls(
     }
     // Only the owner of the mount namespace may clone mounts; a user's child does it by path.
     let trees = IdMapping::detect() == IdMapping::Ranges;
-    let pid_max = ready.cgroups.is_none();
+    let pid_max = ready.cgroups.is_none() && !ready.left_out.is("limits");
     let (skeleton, limits) = (&ready.skeleton, order.limits);
     let mut root = RootPlan::new(skeleton, &order.session, disk, trees, limits, pid_max)?;
+    root.masked = !ready.left_out.is("masks");
     root.layer = LayerPlan::open(order.layer, &ready.skeleton, trees, order.fresh)?;
     if let Some(trust) = order.trust {
         let bundle = order.session.join("trust.pem");

@@ -285,6 +285,8 @@ pub(crate) struct RootPlan {
     pub(crate) limits: Limits,
     /// Limits processes by the namespace's own `pid_max`, for want of a cgroup.
     pub(crate) pid_max: bool,
+    /// Hides what `/proc` shows of the whole machine.
+    pub(crate) masked: bool,
     /// A file of certificates that takes the place of the host's.
     pub(crate) trust: Option<Source>,
     /// What lies over all of it.
@@ -310,8 +312,8 @@ impl RootPlan {
                 .collect(),
         };
         let aliases = skeleton.aliases.clone();
-        let (trust, layer) = (None, None);
-        Ok(Self { skeleton: root, aliases, session: session?, limits, pid_max, trust, layer })
+        let (session, masked, trust, layer) = (session?, true, None, None);
+        Ok(Self { skeleton: root, aliases, session, limits, pid_max, masked, trust, layer })
     }
 
     /// Whether everything but what the kernel shows may be written.
@@ -400,7 +402,9 @@ pub(crate) fn enter(plan: RootPlan) -> Result<(), Step> {
         let value = (KERNEL_RESERVED_PIDS + 1 + plan.limits.pids + PIDS_RESERVE).to_string();
         drop(fs::write("proc/sys/kernel/pid_max", value));
     }
-    mask_proc()?;
+    if plan.masked {
+        mask_proc()?;
+    }
     at("pivot_root", rustix::process::pivot_root(".", "."))?;
     at("leave the host's root", unmount(".", UnmountFlags::DETACH))?;
     for (seed, place) in seeds {

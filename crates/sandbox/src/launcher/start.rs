@@ -9,7 +9,7 @@ use std::path::Path;
 use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
-use super::SOCKET;
+use super::{LeftOut, SOCKET};
 use super::cgroup::Cgroups;
 use super::child::CONTROL_FD;
 use super::disk::Disks;
@@ -30,6 +30,7 @@ pub(crate) struct Ready {
     /// Where sessions can have disks of their own.
     pub(crate) disks: Option<Disks>,
     pub(crate) listener: OwnedFd,
+    pub(crate) left_out: LeftOut,
 }
 
 /// Leaves the server's session and directory, and takes the control socket's number out of circulation.
@@ -53,7 +54,9 @@ pub(crate) fn settle() -> io::Result<OwnedFd> {
 }
 
 /// A copy of this executable that nobody can write to, not even through `/proc/1/exe`.
-pub(crate) fn sealed_exe() -> io::Result<OwnedFd> {
+///
+/// `unreadable`, unless a test wants to see what that is good for.
+pub(crate) fn sealed_exe(unreadable: bool) -> io::Result<OwnedFd> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     // Kernels before 6.3 know no EXEC flag and make every memfd executable.
     let memfd = rustix::fs::memfd_create("hand", flags | MemfdFlags::EXEC)
@@ -61,7 +64,7 @@ pub(crate) fn sealed_exe() -> io::Result<OwnedFd> {
     let mut copy = File::from(memfd);
     io::copy(&mut File::open("/proc/self/exe")?, &mut copy)?;
     // Executable but unreadable: the kernel makes a process that runs it undumpable from its first instruction.
-    rustix::fs::fchmod(&copy, Mode::from_raw_mode(0o111))?;
+    rustix::fs::fchmod(&copy, Mode::from_raw_mode(if unreadable { 0o111 } else { 0o555 }))?;
     let seals = SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL;
     rustix::fs::fcntl_add_seals(&copy, seals)?;
     Ok(copy.into())

@@ -244,6 +244,12 @@ pub(crate) fn cloexec_from(first: RawFd) -> io::Result<()> {
     check(ret).map(drop)
 }
 
+/// Leaves what is open from `first` on open across exec: only a test wants that.
+pub(crate) fn keep_from(first: RawFd) -> io::Result<()> {
+    let null = rustix::fs::open("/dev/null", rustix::fs::OFlags::RDONLY, rustix::fs::Mode::empty())?;
+    dup_to(std::os::fd::AsFd::as_fd(&null), first + 60)
+}
+
 /// Puts a copy of `fd` at exactly `target`, open across exec.
 pub(crate) fn dup_to(fd: BorrowedFd<'_>, target: RawFd) -> io::Result<()> {
     if fd.as_raw_fd() == target {

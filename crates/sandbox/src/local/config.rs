@@ -29,6 +29,9 @@ pub struct LocalConfig {
     pub launcher_exe: PathBuf,
     /// The longest any call may take, queueing included; past it the sandbox is ended.
     pub call_ceiling: Duration,
+    /// A wall that a test leaves out.
+    #[cfg(feature = "attacks")]
+    pub left_out: Option<String>,
 }
 
 impl LocalConfig {
@@ -42,6 +45,8 @@ impl LocalConfig {
             linger: Duration::from_mins(10),
             launcher_exe: PathBuf::from("/proc/self/exe"),
             call_ceiling: Duration::from_hours(4),
+            #[cfg(feature = "attacks")]
+            left_out: None,
         }
     }
 }
