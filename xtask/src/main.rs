@@ -129,6 +129,9 @@ fn load() -> anyhow::Result<bool> {
     Ok(load.status()?.success())
 }
 
+/// How long each fuzzer goes on; alone, a few seconds.
+const FUZZ_SECONDS: &str = "60";
+
 fn test() -> anyhow::Result<bool> {
     deps::check()?;
     build()?;
@@ -139,6 +142,9 @@ fn test() -> anyhow::Result<bool> {
     }
     let postgres = Postgres::start()?;
     let mut all = cargo(&["test", "--workspace", "--no-fail-fast"]);
+    if std::env::var_os("VAQUERO_TEST_FUZZ_SECONDS").is_none() {
+        all.env("VAQUERO_TEST_FUZZ_SECONDS", FUZZ_SECONDS);
+    }
     match &postgres {
         Some(postgres) => postgres.announce(&mut all),
         None => drop(all.env("VAQUERO_TEST_POSTGRES", "none")),

@@ -220,7 +220,7 @@ fn open(options: &Options) -> Result<office::Office, Trouble> {
     let reserved =
         start::settle().map_err(|e| Trouble::io("cannot set the launcher's process up", &e))?;
     let lock = lock(options)?;
-    let exe = start::sealed_exe(!options.left_out.is("executable")).map_err(|e| {
+    let exe = start::sealed_exe().map_err(|e| {
         Trouble::new(
             format!("cannot copy the executable to a sealed memfd: {e}"),
             "set sysctl vm.memfd_noexec to 0, or mount /proc",
@@ -235,7 +235,8 @@ fn open(options: &Options) -> Result<office::Office, Trouble> {
         .map_err(|e| Trouble::io("cannot listen on the launcher's socket", &e))?;
     spares::clear(&options.workspaces);
     let left_out = options.left_out.clone();
-    let made = start::Ready { reserved, lock, exe, filter, cgroups, skeleton, disks, listener, left_out };
+    let made =
+        start::Ready { reserved, lock, exe, filter, cgroups, skeleton, disks, listener, left_out };
     Ok(office::Office::new(options.clone(), made))
 }
 

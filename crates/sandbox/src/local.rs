@@ -116,7 +116,8 @@ impl LocalProvider {
         provider.inner.shared.tasks.spawn(async move {
             stopping.run_until_cancelled(idle).await;
         });
-        if provider.inner.capabilities.quota == Quota::Soft {
+        let counted = !provider.inner.options.left_out.is("disks");
+        if counted && provider.inner.capabilities.quota == Quota::Soft {
             let counting = quota::watch(Arc::downgrade(&provider.inner));
             let stopping = provider.inner.stopping.clone();
             provider.inner.shared.tasks.spawn(async move {

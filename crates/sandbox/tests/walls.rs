@@ -1,13 +1,13 @@
 //! Each wall left out in turn: the canary refuses, or an attack succeeds that otherwise does not. Without this, attacks that could never succeed would prove nothing.
-#![expect(clippy::unwrap_used, reason = "helpers of tests may fail as tests do")]
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use vaquero_sandbox::{LocalConfig, LocalProvider, ComputeProvider, attacks};
+use vaquero_sandbox::{ComputeProvider, LocalConfig, LocalProvider, attacks};
 
-/// Walls, and the attacks that each alone holds off.
-const WALLS: [(&str, &[u8]); 8] = [
+/// Walls, and the attacks that each alone holds off. Others have a second one behind them: Landlock stands behind read-only mounts and those behind ids that are nobody's,
+/// dropped capabilities behind seccomp, and a hand makes itself as unreadable as its executable does.
+const WALLS: [(&str, &[u8]); 7] = [
     ("seccomp", &[16, 17, 22]),
     ("network", &[26]),
     ("ipc", &[25]),
@@ -15,7 +15,6 @@ const WALLS: [(&str, &[u8]); 8] = [
     ("limits", &[39]),
     ("disks", &[40]),
     ("descriptors", &[5]),
-    ("executable", &[3]),
 ];
 
 #[tokio::test(flavor = "multi_thread")]

@@ -44,13 +44,33 @@ const CORPUS: &[&str] = &[
 ];
 /// What is put in somewhere.
 const WORDS: &[&str] = &[
-    "\r\n", "\n", "\0", " ", "\t", ":", "@", "#", "/", "\\", "%00", "%0d%0a", "..", "*", "other.test:BAD", "allowed.test:GOOD",
-    "host: other.test:BAD\r\n", "transfer-encoding: chunked\r\n", "content-length: 0\r\n", "HTTP/1.0", "\u{fffd}",
+    "\r\n",
+    "\n",
+    "\0",
+    " ",
+    "\t",
+    ":",
+    "@",
+    "#",
+    "/",
+    "\\",
+    "%00",
+    "%0d%0a",
+    "..",
+    "*",
+    "other.test:BAD",
+    "allowed.test:GOOD",
+    "host: other.test:BAD\r\n",
+    "transfer-encoding: chunked\r\n",
+    "content-length: 0\r\n",
+    "HTTP/1.0",
+    "\u{fffd}",
 ];
 
 /// A request with a few things changed in it.
 fn requests() -> impl Strategy<Value = Vec<u8>> {
-    let edits = proptest::collection::vec((any::<Index>(), any::<u8>(), select(WORDS), 0..4_u8), 0..6);
+    let edits =
+        proptest::collection::vec((any::<Index>(), any::<u8>(), select(WORDS), 0..4_u8), 0..6);
     (select(CORPUS), edits).prop_map(|(request, edits)| {
         let mut bytes = request.as_bytes().to_vec();
         for (at, byte, word, how) in edits {
@@ -99,6 +119,10 @@ async fn no_request_leads_where_it_must_not() -> io::Result<()> {
         let shown = String::from_utf8_lossy(&request).into_owned();
         assert!(bad.heard_nothing(), "after {sent}: {shown:?}");
         while let Ok(heard) = good.heard.try_recv() {
+            // In a tunnel, what no server takes for HTTP is between the two ends of it.
+            if !heard.first().is_some_and(u8::is_ascii_alphanumeric) {
+                continue;
+            }
             let heard = String::from_utf8_lossy(&heard).to_lowercase();
             let hosts: Vec<&str> = heard
                 .split("\r\n\r\n")
@@ -113,7 +137,8 @@ async fn no_request_leads_where_it_must_not() -> io::Result<()> {
     }
     assert!(sent > 100, "only {sent} requests");
     let port = good.port;
-    let plain = format!("GET http://allowed.test:{port}/ HTTP/1.1\r\nhost: allowed.test:{port}\r\n\r\n");
+    let plain =
+        format!("GET http://allowed.test:{port}/ HTTP/1.1\r\nhost: allowed.test:{port}\r\n\r\n");
     assert!(rig.ask(plain).await?.starts_with("HTTP/1.1 200"), "it goes on");
     Ok(())
 }

@@ -111,7 +111,7 @@ const ROOM: u64 = 32 << 20;
 
 async fn disk_bomb(arena: &Arena<'_>) -> Result<(), String> {
     // Over all its directories together; where the quota is only soft, until it is ended.
-    let command = "for i in $(seq 300); do for d in /workspace ~ /mnt/session/outputs; do \
+    let command = "for i in $(seq 100); do for d in /workspace ~ /mnt/session/outputs; do \
         head -c 4M /dev/zero >$d/$i 2>/dev/null || full=1; done; [ \"$full\" ] && break; sleep 0.05; done; \
         du -sm --total /workspace ~ /mnt/session/outputs | tail -1; rm /workspace/1; echo room again >/workspace/x; cat /workspace/x";
     let Some(said) = with_little_room(arena, command).await? else { return Ok(()) };
@@ -121,8 +121,8 @@ async fn disk_bomb(arena: &Arena<'_>) -> Result<(), String> {
 }
 
 async fn inode_bomb(arena: &Arena<'_>) -> Result<(), String> {
-    let program = r#"my $made = 0; for (1..600000) { if (open(my $f, ">", "/workspace/f$_")) { $made = $_ } else { last } }
-        print "made $made\n"; sleep 60 if $made > 100000;"#;
+    let program = r#"my $made = 0; for (1..20000) { if (open(my $f, ">", "/workspace/f$_")) { $made = $_ } else { last } }
+        print "made $made\n"; sleep 20 if $made > 3000;"#;
     let Some(said) = with_little_room(arena, &perl(program)).await? else { return Ok(()) };
     let made = said.text.rsplit("made ").next().and_then(|n| n.trim().parse::<u64>().ok());
     check(made.is_some_and(|made| made <= ROOM / (16 << 10)), || format!("{said:?}"))

@@ -112,10 +112,10 @@ fn become_hand(plan: &mut Plan<'_>) -> Result<Infallible, Step> {
         lock(plan, everywhere)?;
     }
     // Last: it also marks the descriptors that the steps before have opened.
+    at("close descriptors", sys::cloexec_from(CONTROL_FD + 1))?;
+    #[cfg(feature = "attacks")]
     if plan.left_out.is("descriptors") {
-        at("close descriptors", sys::keep_from(CONTROL_FD + 1))?;
-    } else {
-        at("close descriptors", sys::cloexec_from(CONTROL_FD + 1))?;
+        at("leave a descriptor open", sys::leave_open(CONTROL_FD + 60))?;
     }
     let argv: Vec<&CStr> = plan.argv.iter().map(CString::as_c_str).collect();
     let envp: Vec<&CStr> = plan.envp.iter().map(CString::as_c_str).collect();

@@ -234,7 +234,7 @@ fn landlock() -> Wall {
 }
 
 fn executable() -> Wall {
-    match super::start::sealed_exe(true) {
+    match super::start::sealed_exe() {
         Ok(_) => wall("executable", WallState::Ok, "PID 1 runs from a sealed memfd", ""),
         Err(error) => wall(
             "executable",

@@ -9,13 +9,13 @@ use std::path::Path;
 use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
-use super::{LeftOut, SOCKET};
 use super::cgroup::Cgroups;
 use super::child::CONTROL_FD;
 use super::disk::Disks;
 use super::rootfs::Skeleton;
 use super::seccomp::Program;
 use super::sys;
+use super::{LeftOut, SOCKET};
 use crate::remove::remove_tree;
 
 /// What a launcher holds for as long as it lives.
@@ -54,9 +54,7 @@ pub(crate) fn settle() -> io::Result<OwnedFd> {
 }
 
 /// A copy of this executable that nobody can write to, not even through `/proc/1/exe`.
-///
-/// `unreadable`, unless a test wants to see what that is good for.
-pub(crate) fn sealed_exe(unreadable: bool) -> io::Result<OwnedFd> {
+pub(crate) fn sealed_exe() -> io::Result<OwnedFd> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     // Kernels before 6.3 know no EXEC flag and make every memfd executable.
     let memfd = rustix::fs::memfd_create("hand", flags | MemfdFlags::EXEC)
@@ -64,7 +62,7 @@ pub(crate) fn sealed_exe(unreadable: bool) -> io::Result<OwnedFd> {
     let mut copy = File::from(memfd);
     io::copy(&mut File::open("/proc/self/exe")?, &mut copy)?;
     // Executable but unreadable: the kernel makes a process that runs it undumpable from its first instruction.
-    rustix::fs::fchmod(&copy, Mode::from_raw_mode(if unreadable { 0o111 } else { 0o555 }))?;
+    rustix::fs::fchmod(&copy, Mode::from_raw_mode(0o111))?;
     let seals = SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL;
     rustix::fs::fcntl_add_seals(&copy, seals)?;
     Ok(copy.into())

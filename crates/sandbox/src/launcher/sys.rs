@@ -244,10 +244,12 @@ pub(crate) fn cloexec_from(first: RawFd) -> io::Result<()> {
     check(ret).map(drop)
 }
 
-/// Leaves what is open from `first` on open across exec: only a test wants that.
-pub(crate) fn keep_from(first: RawFd) -> io::Result<()> {
-    let null = rustix::fs::open("/dev/null", rustix::fs::OFlags::RDONLY, rustix::fs::Mode::empty())?;
-    dup_to(std::os::fd::AsFd::as_fd(&null), first + 60)
+/// Leaves something open across exec, as if nothing closed it: only a test wants that.
+#[cfg(feature = "attacks")]
+pub(crate) fn leave_open(number: RawFd) -> io::Result<()> {
+    use rustix::fs::{Mode, OFlags};
+    let root = rustix::fs::open("/", OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty())?;
+    dup_to(std::os::fd::AsFd::as_fd(&root), number)
 }
 
 /// Puts a copy of `fd` at exactly `target`, open across exec.
