@@ -6,6 +6,7 @@ mod cgroup;
 mod child;
 mod debian;
 mod disk;
+mod foreign;
 pub(crate) mod layer;
 mod lockdown;
 mod members;
@@ -53,6 +54,8 @@ pub(crate) struct Options {
     pub(crate) isolated: bool,
     /// Whether to go on without cgroups.
     pub(crate) degraded: bool,
+    /// A root file system instead of the host's `/usr`.
+    pub(crate) root: Option<PathBuf>,
     pub(crate) left_out: LeftOut,
 }
 
@@ -171,6 +174,9 @@ impl Options {
         if self.degraded {
             args.push("--degraded".into());
         }
+        if let Some(root) = &self.root {
+            args.extend(["--root".into(), root.into()]);
+        }
         #[cfg(feature = "attacks")]
         if let Some(wall) = &self.left_out.wall {
             args.extend(["--leave-out".into(), wall.into()]);
@@ -186,6 +192,7 @@ fn parse(args: &[std::ffi::OsString]) -> Result<Options, String> {
         linger: Duration::ZERO,
         isolated: true,
         degraded: false,
+        root: None,
         left_out: LeftOut::default(),
     };
     let mut args = args.iter();
@@ -202,6 +209,7 @@ fn parse(args: &[std::ffi::OsString]) -> Result<Options, String> {
             }
             "--unsafe-host" => options.isolated = false,
             "--degraded" => options.degraded = true,
+            "--root" => options.root = Some(PathBuf::from(value()?)),
             #[cfg(feature = "attacks")]
             "--leave-out" => {
                 options.left_out.wall = Some(value()?.to_string_lossy().into_owned());
@@ -228,7 +236,7 @@ fn open(options: &Options) -> Result<office::Office, Trouble> {
     })?;
     let filter = seccomp::program();
     let cgroups = open_cgroups(options)?;
-    let skeleton = start::fresh_skeleton(&options.dir)
+    let skeleton = start::fresh_skeleton(&options.dir, options.root.as_deref())
         .map_err(|e| Trouble::io("cannot make the root skeleton", &e))?;
     let disks = open_disks(options);
     let listener = start::listen(&options.dir)
@@ -322,6 +330,7 @@ mod tests {
             linger: Duration::from_millis(1234),
             isolated: false,
             degraded: true,
+            root: Some("/a b/root".into()),
             left_out: LeftOut::default(),
         };
         let parsed = parse(&options.to_args()).unwrap();

@@ -13,6 +13,7 @@ mod local;
 mod provision;
 mod remove;
 mod report;
+mod root;
 mod seam;
 
 pub use error::SandboxError;

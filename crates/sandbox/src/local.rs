@@ -38,6 +38,7 @@ use crate::error::SandboxError;
 use crate::launcher::wire::{Answer, Ask, Layer, Listed, SparesWanted};
 use crate::launcher::{LeftOut, Options, SPARE};
 use crate::remove::remove_tree;
+use crate::root;
 use crate::seam::{
     Capabilities, ComputeProvider, Isolation, Limits, LimitsState, Networking, Outbound, Quota,
     Reach, Sandbox, SandboxKey, SandboxSpec, Sockets, Uplink, check_part,
@@ -146,7 +147,8 @@ impl LocalProvider {
         };
         let checked = match self.ensure(&key, &spec).await {
             Ok(sandbox) if self.inner.options.isolated => {
-                canary::check(&*sandbox, &self.inner.options.dir).await
+                let chosen = self.inner.options.root.is_some();
+                canary::check(&*sandbox, &self.inner.options.dir, chosen).await
             }
             Ok(sandbox) => canary::check_runs(&*sandbox).await,
             Err(error) => Err(error),
@@ -170,12 +172,24 @@ impl Inner {
             make_private(private)
                 .map_err(|e| SandboxError::io(format!("cannot make {}", private.display()), e))?;
         }
+        let mut ground = layers::ground();
+        let mut root = None;
+        if let Some(chosen) = config.root.clone().filter(|_| isolated) {
+            let roots = dir.join("roots");
+            let prepared = tokio::task::spawn_blocking(move || root::prepare(&chosen, &roots));
+            let prepared = prepared.await.map_err(io::Error::other);
+            let prepared = prepared
+                .map_err(|e| SandboxError::io("cannot prepare the root file system", e))??;
+            ground = BTreeMap::from([("root", prepared.name)]);
+            root = Some(prepared.dir);
+        }
         let options = Options {
             dir,
             workspaces,
             linger: config.linger,
             isolated,
             degraded: config.limits_mode == LimitsMode::Degraded || !isolated,
+            root,
             left_out: LeftOut {
                 #[cfg(feature = "attacks")]
                 wall: config.left_out.clone(),
@@ -207,7 +221,7 @@ impl Inner {
             attached: Mutex::default(),
             turns: Mutex::default(),
             layers: Layers::default(),
-            ground: layers::ground(),
+            ground,
             discarded: AtomicU64::new(0),
         };
         inner.empty_trash();

@@ -90,6 +90,10 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "COUNT")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) sandbox_cpus: Option<u32>,
+    /// What sandboxes see instead of this machine's `/usr`: a directory, a tarball, or an image in OCI layout.
+    #[arg(long, value_name = "PATH")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) sandbox_root: Option<PathBuf>,
     /// Megabytes of files a session may have.
     #[arg(long, value_name = "MEGABYTES")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -259,6 +263,7 @@ pub(crate) struct Config {
     pub(crate) sandbox_memory_mb: u64,
     pub(crate) sandbox_processes: u32,
     pub(crate) sandbox_cpus: u32,
+    pub(crate) sandbox_root: Option<PathBuf>,
     pub(crate) sandbox_disk_mb: u64,
     pub(crate) sandbox_io_mb: u64,
     pub(crate) sandbox_spares: u32,
@@ -318,6 +323,7 @@ impl Default for Config {
             sandbox_memory_mb: sandbox.memory_bytes >> 20,
             sandbox_processes: sandbox.pids,
             sandbox_cpus: sandbox.cpu_millis / 1_000,
+            sandbox_root: None,
             sandbox_disk_mb: sandbox.workspace_bytes >> 20,
             sandbox_io_mb: sandbox.io_bytes >> 20,
             sandbox_spares: 1,

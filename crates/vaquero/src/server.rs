@@ -81,6 +81,7 @@ async fn compute(config: &Config, egress: Egress) -> anyhow::Result<Arc<dyn Comp
     let mut local = LocalConfig::new(&config.data_dir);
     local.idle_stop = Duration::from_secs(config.sandbox_idle_seconds);
     local.spares = config.sandbox_spares;
+    local.root.clone_from(&config.sandbox_root);
     local.limits_mode = match config.sandbox_limits {
         LimitsChoice::Enforced => LimitsMode::Enforced,
         LimitsChoice::Degraded => LimitsMode::Degraded,

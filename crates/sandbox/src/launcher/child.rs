@@ -11,6 +11,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::process::Signal;
 
 use super::LeftOut;
+use super::foreign::Start;
 use super::lockdown;
 use super::network;
 use super::rootfs::{self, RootPlan, Step, at};
@@ -45,6 +46,7 @@ pub(crate) struct Plan<'a> {
     pub(crate) left_out: &'a LeftOut,
     pub(crate) filter: &'a Program,
     pub(crate) exe: &'a OwnedFd,
+    pub(crate) start: &'a Start,
     pub(crate) argv: Vec<CString>,
     pub(crate) envp: Vec<CString>,
     /// Its end of the control socket.
@@ -117,8 +119,14 @@ fn become_hand(plan: &mut Plan<'_>) -> Result<Infallible, Step> {
     if plan.left_out.is("descriptors") {
         at("leave a descriptor open", sys::leave_open(CONTROL_FD + 60))?;
     }
-    let argv: Vec<&CStr> = plan.argv.iter().map(CString::as_c_str).collect();
     let envp: Vec<&CStr> = plan.envp.iter().map(CString::as_c_str).collect();
+    if let (Start::Loaded(loader, first), true) = (plan.start, isolated) {
+        // Its own name is the last of the loader's arguments.
+        let argv = first.iter().chain(plan.argv.iter().skip(1)).map(CString::as_c_str);
+        let argv: Vec<&CStr> = argv.collect();
+        return Err(("start hand", sys::exec_path(loader, &argv, &envp)));
+    }
+    let argv: Vec<&CStr> = plan.argv.iter().map(CString::as_c_str).collect();
     Err(("start hand", sys::exec_fd(plan.exe.as_fd(), &argv, &envp)))
 }
 

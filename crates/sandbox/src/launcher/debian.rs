@@ -36,7 +36,7 @@ pub(crate) fn build(root: &Path) -> io::Result<()> {
     for file in ["apt/sources.list", "apt/trusted.gpg"] {
         copy_unless_secret(&host.join(file), &etc.join(file))?;
     }
-    fs::write(etc.join("apt/apt.conf.d/00sandbox"), SETTINGS)?;
+    settings(&etc)?;
     let users = fs::read_to_string(host.join("passwd")).unwrap_or_default();
     let groups = fs::read_to_string(host.join("group")).unwrap_or_default();
     let users = of_the_system(&users, "root:x:0:0:root:/root:/bin/bash");
@@ -46,6 +46,13 @@ pub(crate) fn build(root: &Path) -> io::Result<()> {
     fs::write(etc.join("shadow"), lines(locked))?;
     fs::write(etc.join("passwd"), lines(users.iter()))?;
     fs::write(etc.join("group"), lines(of_the_system(&groups, "root:x:0:").iter()))
+}
+
+/// How apt works in a sandbox.
+pub(crate) fn settings(etc: &Path) -> io::Result<()> {
+    let place = etc.join("apt/apt.conf.d");
+    fs::create_dir_all(&place)?;
+    fs::write(place.join("00sandbox"), SETTINGS)
 }
 
 /// Copies a public file that names no password.

@@ -85,7 +85,7 @@ impl LayerPlan {
         trees: bool,
         fresh: bool,
     ) -> io::Result<Option<Self>> {
-        if made.is_none() {
+        if made.is_none() && !skeleton.is_chosen() {
             return Ok(None);
         }
         let building = made.is_some_and(|(_, layer)| layer.building);

@@ -207,6 +207,7 @@ impl Member {
             left_out: &ready.left_out,
             filter: &ready.filter,
             exe: &ready.exe,
+            start: ready.skeleton.start(),
             argv: arguments(order).map_err(failed("name the directories"))?,
             envp: environment(order).map_err(failed("set the environment"))?,
             control: theirs,

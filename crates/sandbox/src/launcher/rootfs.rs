@@ -16,6 +16,7 @@ use rustix::mount::{
 };
 
 use super::debian;
+use super::foreign::{self, Start};
 use super::layer::LayerPlan;
 use super::lockdown::PIDS_RESERVE;
 use super::seed;
@@ -62,35 +63,43 @@ pub(crate) struct Skeleton {
     aliases: Vec<(CString, CString)>,
     /// What package managers need beside it.
     extras: PathBuf,
+    chosen: Option<Chosen>,
+}
+
+/// A root file system that takes the place of the host's.
+#[derive(Debug)]
+struct Chosen {
+    dir: PathBuf,
+    /// Its own libraries may be others than those a hand needs.
+    start: Start,
 }
 
 impl Skeleton {
     /// Makes the skeleton in `root`, which must not exist.
-    pub(crate) fn build(root: &Path) -> io::Result<Self> {
-        let dir =
-            |path: &str| fs::DirBuilder::new().recursive(true).mode(0o755).create(root.join(path));
+    pub(crate) fn build(root: &Path, chosen: Option<&Path>) -> io::Result<Self> {
+        let dir = |path: &str| make_dir(&root.join(path));
         for path in [
-            "usr",
             "proc",
             "dev/pts",
             "dev/shm",
-            "etc",
+            "etc/ssl/certs",
             "tmp",
             "workspace",
             "root",
             "run",
-            "home",
             "mnt/session/uploads",
             "mnt/session/outputs",
-            "var/lib/dpkg",
-            "var/cache",
-            "var/log",
-            "opt",
+            "var",
         ] {
             dir(path)?;
         }
+        if chosen.is_none() {
+            for path in ["usr", "home", "var/lib/dpkg", "var/cache", "var/log", "opt"] {
+                dir(path)?;
+            }
+            symlink("/run", root.join("var/run"))?;
+        }
         symlink("/tmp", root.join("var/tmp"))?;
-        symlink("/run", root.join("var/run"))?;
         for device in DEVICES {
             fs::write(root.join("dev").join(device), "")?;
         }
@@ -103,6 +112,22 @@ impl Skeleton {
         ] {
             symlink(target, root.join("dev").join(link))?;
         }
+        let extras = root.with_extension("debian");
+        if let Some(chosen) = chosen {
+            write_names(&root.join("etc"))?;
+            // The host's, where it has none.
+            let bundles = [chosen.join(BUNDLE), Path::new("/").join(BUNDLE)];
+            let bundle = bundles.iter().find_map(|path| fs::read(path).ok()).unwrap_or_default();
+            fs::write(root.join(BUNDLE), bundle)?;
+            debian::settings(&root.join("etc"))?;
+            let chosen = Chosen { dir: chosen.to_owned(), start: foreign::build(root)? };
+            return Ok(Self {
+                root: root.to_owned(),
+                aliases: Vec::new(),
+                extras,
+                chosen: Some(chosen),
+            });
+        }
         write_etc(&root.join("etc"))?;
         // Something to mount certificates on, also where the host has none.
         let bundle = root.join(BUNDLE);
@@ -112,22 +137,32 @@ impl Skeleton {
             drop(fs::copy(Path::new("/").join(BUNDLE), &bundle));
         }
         if !bundle.exists() {
-            dir("etc/ssl/certs")?;
             fs::write(bundle, "")?;
         }
         let aliases = link_aliases(root)?;
-        let extras = root.with_extension("debian");
         debian::build(&extras)?;
-        Ok(Self { root: root.to_owned(), aliases, extras })
+        Ok(Self { root: root.to_owned(), aliases, extras, chosen: None })
+    }
+
+    /// Whether the root is another than the host's, which is always joined from parts.
+    pub(crate) fn is_chosen(&self) -> bool {
+        self.chosen.is_some()
+    }
+
+    /// How a hand is started on it.
+    pub(crate) fn start(&self) -> &Start {
+        self.chosen.as_ref().map_or(&Start::Sealed, |chosen| &chosen.start)
     }
 
     /// What a layer's part lies over, the topmost first.
     pub(crate) fn below(&self, part: &str) -> Vec<PathBuf> {
-        match part {
-            "root" => vec![self.extras.clone(), self.root.clone()],
-            "usr" => vec![PathBuf::from("/usr")],
-            "dpkg" => vec![PathBuf::from("/var/lib/dpkg")],
-            _ => Vec::new(),
+        match (part, &self.chosen) {
+            ("root", Some(chosen)) => vec![self.root.clone(), chosen.dir.clone()],
+            (_, Some(_)) => Vec::new(),
+            ("root", None) => vec![self.extras.clone(), self.root.clone()],
+            ("usr", None) => vec![PathBuf::from("/usr")],
+            ("dpkg", None) => vec![PathBuf::from("/var/lib/dpkg")],
+            (_, None) => Vec::new(),
         }
     }
 
@@ -162,16 +197,30 @@ fn link_aliases(root: &Path) -> io::Result<Vec<(CString, CString)>> {
     Ok(mounts)
 }
 
+fn make_dir(dir: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o755).create(dir)
+}
+
+/// What says by which name a sandbox goes, and who answers for others.
+fn write_names(etc: &Path) -> io::Result<()> {
+    for (name, text) in [
+        ("hosts", "127.0.0.1 localhost sandbox\n::1 localhost sandbox\n"),
+        ("hostname", "sandbox\n"),
+        ("resolv.conf", "nameserver 127.0.0.1\n"),
+    ] {
+        fs::write(etc.join(name), text)?;
+    }
+    Ok(())
+}
+
 fn write_etc(etc: &Path) -> io::Result<()> {
+    write_names(etc)?;
     for (name, text) in [
         (
             "passwd",
             "root:x:0:0:root:/root:/bin/bash\nnobody:x:65534:65534:nobody:/:/usr/sbin/nologin\n",
         ),
         ("group", "root:x:0:\ntty:x:5:\nusers:x:100:\nnogroup:x:65534:\n"),
-        ("hosts", "127.0.0.1 localhost sandbox\n::1 localhost sandbox\n"),
-        ("hostname", "sandbox\n"),
-        ("resolv.conf", "nameserver 127.0.0.1\n"),
         (
             "nsswitch.conf",
             "passwd: files\ngroup: files\nhosts: files dns\nservices: files\nprotocols: files\n",
@@ -280,6 +329,8 @@ fn clone_tree(path: &CStr, recursive: bool) -> io::Result<OwnedFd> {
 pub(crate) struct RootPlan {
     pub(crate) skeleton: Source,
     pub(crate) aliases: Vec<(CString, CString)>,
+    /// Programs are the host's.
+    host_usr: bool,
     /// In the order of `SESSION_DIRS`.
     pub(crate) session: Vec<Source>,
     pub(crate) limits: Limits,
@@ -313,7 +364,18 @@ impl RootPlan {
         };
         let aliases = skeleton.aliases.clone();
         let (session, masked, trust, layer) = (session?, true, None, None);
-        Ok(Self { skeleton: root, aliases, session, limits, pid_max, masked, trust, layer })
+        let host_usr = !skeleton.is_chosen();
+        Ok(Self {
+            skeleton: root,
+            aliases,
+            host_usr,
+            session,
+            limits,
+            pid_max,
+            masked,
+            trust,
+            layer,
+        })
     }
 
     /// Whether everything but what the kernel shows may be written.
@@ -349,7 +411,10 @@ pub(crate) fn enter(plan: RootPlan) -> Result<(), Step> {
     let guarded = ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV;
     // Every source is opened before the first mount hides anything.
     let mut root = at("open the skeleton", plan.skeleton.into_tree(guarded))?;
-    let mut usr = vec![(at("open /usr", guarded_tree(c"/usr"))?, c"usr".to_owned())];
+    let mut usr = Vec::new();
+    if plan.host_usr {
+        usr.push((at("open /usr", guarded_tree(c"/usr"))?, c"usr".to_owned()));
+    }
     for (host, place) in plan.aliases {
         usr.push((at("open a library directory", guarded_tree(&host))?, place));
     }

@@ -69,12 +69,12 @@ pub(crate) fn sealed_exe() -> io::Result<OwnedFd> {
 }
 
 /// The root skeleton, made anew: the host's libraries and certificates may have changed.
-pub(crate) fn fresh_skeleton(dir: &Path) -> io::Result<Skeleton> {
+pub(crate) fn fresh_skeleton(dir: &Path, chosen: Option<&Path>) -> io::Result<Skeleton> {
     let root = dir.join("root");
     if root.exists() {
         remove_tree(&root)?;
     }
-    Skeleton::build(&root)
+    Skeleton::build(&root, chosen)
 }
 
 /// The listening socket. Addressed through its directory's descriptor: a data directory's path may

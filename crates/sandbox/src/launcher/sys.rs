@@ -291,6 +291,15 @@ pub(crate) fn seccomp(filter: &[libc::sock_filter]) -> io::Result<()> {
 
 /// Replaces this process by the program in `exe`.
 pub(crate) fn exec_fd(exe: BorrowedFd<'_>, argv: &[&CStr], envp: &[&CStr]) -> io::Error {
+    exec(exe.as_raw_fd(), c"", argv, envp, libc::AT_EMPTY_PATH)
+}
+
+/// Replaces this process by the program at `path`.
+pub(crate) fn exec_path(path: &CStr, argv: &[&CStr], envp: &[&CStr]) -> io::Error {
+    exec(libc::AT_FDCWD, path, argv, envp, 0)
+}
+
+fn exec(dir: RawFd, path: &CStr, argv: &[&CStr], envp: &[&CStr], flags: libc::c_int) -> io::Error {
     let pointers = |list: &[&CStr]| -> Vec<*const libc::c_char> {
         list.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect()
     };
@@ -298,14 +307,7 @@ pub(crate) fn exec_fd(exe: BorrowedFd<'_>, argv: &[&CStr], envp: &[&CStr]) -> io
     #[expect(unsafe_code, reason = "execveat has no wrapper")]
     // SAFETY: both arrays are NULL-terminated lists of NUL-terminated strings that outlive the call.
     unsafe {
-        libc::syscall(
-            libc::SYS_execveat,
-            exe.as_raw_fd(),
-            c"".as_ptr(),
-            argv.as_ptr(),
-            envp.as_ptr(),
-            libc::AT_EMPTY_PATH,
-        )
+        libc::syscall(libc::SYS_execveat, dir, path.as_ptr(), argv.as_ptr(), envp.as_ptr(), flags)
     };
     io::Error::last_os_error()
 }

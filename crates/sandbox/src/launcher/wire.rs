@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
@@ -108,6 +109,9 @@ pub(crate) enum Answer {
         /// Sessions have disks of their own.
         #[serde(default)]
         disks: bool,
+        /// What sandboxes see instead of the host's `/usr`.
+        #[serde(default)]
+        root: Option<PathBuf>,
     },
     /// A stream to the sandbox's PID 1 comes with this message, and the sockets of its way out if it has one.
     Stream {

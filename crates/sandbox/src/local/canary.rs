@@ -23,9 +23,9 @@ done < /proc/self/status
 while read -r inside outside count; do
   [ "$inside" = 0 ] && [ "$outside" = 0 ] && [ "$HOST_IS_ROOT" = 1 ] && echo user-ids
 done < /proc/self/uid_map
-has /etc/shadow host-etc
+[ "$CHOSEN" = 1 ] || has /etc/shadow host-etc
 has /sys/kernel host-sys
-has /run/systemd host-run
+[ "$CHOSEN" = 1 ] || has /run/systemd host-run
 has "$HOST_MARK" host-data
 while read -r line; do
   case "$line" in *"|"*|lo:*) ;; *:*) echo network ;; esac
@@ -39,11 +39,16 @@ done < /proc/net/dev
 echo done
 "#;
 
-/// Checks the walls of an isolated sandbox.
-pub(crate) async fn check(sandbox: &dyn Sandbox, mark: &Path) -> Result<(), SandboxError> {
+/// Checks the walls of an isolated sandbox. A `chosen` root file system may have files that of the host has not.
+pub(crate) async fn check(
+    sandbox: &dyn Sandbox,
+    mark: &Path,
+    chosen: bool,
+) -> Result<(), SandboxError> {
     let root = u8::from(rustix::process::geteuid().is_root());
     let mark = mark.display().to_string().replace('\'', "'\\''");
-    let script = format!("HOST_IS_ROOT={root}; HOST_MARK='{mark}'\n{SCRIPT}");
+    let script =
+        format!("HOST_IS_ROOT={root}; CHOSEN={}; HOST_MARK='{mark}'\n{SCRIPT}", u8::from(chosen));
     let said = text(run(sandbox, &script).await?);
     let failed: Vec<&str> = said.split_whitespace().filter(|word| *word != "done").collect();
     if said.trim() == "done" {

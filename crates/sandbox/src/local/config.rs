@@ -25,6 +25,8 @@ pub struct LocalConfig {
     pub spares: u32,
     /// How long the launcher and its sandboxes live on without a server.
     pub linger: Duration,
+    /// What sandboxes see instead of the host's `/usr`: a directory, a tarball, or an image in OCI layout.
+    pub root: Option<PathBuf>,
     /// The executable with the `launcher` and `hand` subcommands.
     pub launcher_exe: PathBuf,
     /// The longest any call may take, queueing included; past it the sandbox is ended.
@@ -43,6 +45,7 @@ impl LocalConfig {
             idle_stop: Duration::from_mins(15),
             spares: 1,
             linger: Duration::from_mins(10),
+            root: None,
             launcher_exe: PathBuf::from("/proc/self/exe"),
             call_ceiling: Duration::from_hours(4),
             #[cfg(feature = "attacks")]

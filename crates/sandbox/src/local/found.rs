@@ -72,11 +72,12 @@ async fn greet(
     let linger_ms = u64::try_from(options.linger.as_millis()).unwrap_or(u64::MAX);
     let hello = Ask::Hello { version: VERSION, linger_ms };
     match post.ask(hello, HELLO_TIMEOUT).await {
-        Ok((Answer::Hello { version, isolated, limits, disks, pid }, _)) => {
+        Ok((Answer::Hello { version, isolated, limits, disks, root, pid }, _)) => {
             // Limits that are missing where they are now required need a new launcher too: cgroups
             // may have become available since.
             let limits_fit = !isolated || options.degraded || limits.is_some();
-            if version == VERSION && isolated == options.isolated && limits_fit {
+            let alike = isolated == options.isolated && root == options.root;
+            if version == VERSION && alike && limits_fit {
                 tracing::debug!(pid, "talking to the launcher");
                 return Ok(Some(Found { post, limits, disks }));
             }

@@ -22,6 +22,7 @@ impl Office {
                 isolated: self.options.isolated,
                 limits: limits_by(self.ready.cgroups.as_ref()),
                 disks: self.ready.disks.is_some(),
+                root: self.options.root.clone(),
             }),
             Ask::Quit {} => {
                 self.end_all();
