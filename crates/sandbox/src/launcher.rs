@@ -68,6 +68,7 @@ pub(crate) struct LeftOut {
 
 impl LeftOut {
     /// Whether it is this one.
+    #[cfg_attr(not(feature = "attacks"), expect(clippy::unused_self, reason = "there is none"))]
     pub(crate) fn is(&self, wall: &str) -> bool {
         #[cfg(feature = "attacks")]
         return self.wall.as_deref() == Some(wall);

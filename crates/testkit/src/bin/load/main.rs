@@ -14,6 +14,7 @@ mod instant;
 mod machine;
 mod memory;
 mod nodes;
+mod others;
 mod recovery;
 mod sandbox;
 mod sessions;

@@ -1,6 +1,6 @@
 //! The first tool call of a session, on a cold sandbox and with a spare one ready, against the bare cost of the same namespaces on the same machine.
 
-use crate::{Args, machine::Times};
+use crate::{Args, machine::Times, others};
 use serde_json::json;
 use std::{
     collections::BTreeMap,
@@ -17,11 +17,16 @@ use vaquero_sandbox::{
 /// Longer than it takes to make a spare.
 const PAUSE: Duration = Duration::from_millis(30);
 
+/// Sandboxes over which the memory of one is measured: they share most of it.
+const IDLE: u64 = 20;
+
 #[derive(Default)]
 struct Calls {
     bare: Times,
     first: Times,
     second: Times,
+    /// Of one idle sandbox, in KiB.
+    memory: u64,
 }
 
 pub(crate) async fn measure(args: &Args) -> anyhow::Result<()> {
@@ -37,6 +42,8 @@ pub(crate) async fn measure(args: &Args) -> anyhow::Result<()> {
         );
         println!("  second call, warm: {}", calls.second.line());
     }
+    println!("an idle sandbox, its hand and its shell: {} KiB", cold.memory);
+    others::measure(args.count(50));
     Ok(())
 }
 
@@ -96,6 +103,12 @@ async fn calls(exe: &Path, spares: u32, count: usize) -> anyhow::Result<Calls> {
         provider.destroy(&key.session).await?;
         tokio::time::sleep(PAUSE).await;
     }
+    for index in 0..IDLE {
+        let key = SandboxKey::default_of(format!("idle_{index}"));
+        let sandbox = provider.ensure(&key, &spec).await?;
+        sandbox.run("a", fence, "bash", &input, None).await?;
+    }
+    calls.memory = others::memory_of(data.path()) / IDLE;
     provider.shutdown(false).await;
     Ok(calls)
 }
