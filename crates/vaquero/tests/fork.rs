@@ -5,7 +5,7 @@
 use anyhow::Context;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
-use vaquero_testkit::{Client, Model, Server, of_type, text_of};
+use vaquero_testkit::{Client, Model, Server, eventually, of_type, text_of};
 
 const EXE: &str = env!("CARGO_BIN_EXE_vaquero");
 
@@ -25,6 +25,22 @@ async fn fork(client: &Client, session: &str, body: Value) -> anyhow::Result<Str
     let made = client.post(&format!("/v1/sessions/{session}/fork"), body).await?;
     assert_eq!((&made["type"], &made["status"]), (&json!("session"), &json!("idle")));
     Ok(made["id"].as_str().context("an id")?.to_owned())
+}
+
+/// The directories of blobs below a directory.
+fn walk(directory: &std::path::Path) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+        // Links in what sandboxes see lead everywhere.
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            let path = entry.path().display().to_string();
+            found.extend(walk(&entry.path()));
+            if path.contains("/workspaces/wrkspc_") {
+                found.push(path);
+            }
+        }
+    }
+    found
 }
 
 fn ids(events: &[Value]) -> BTreeSet<&str> {
@@ -86,6 +102,15 @@ async fn a_fork_has_the_log_and_the_files_of_its_event_and_goes_its_own_way() ->
     client.delete(&format!("/v1/sessions/{session}")).await?;
     let said = client.sh(&nested, "cat a").await?;
     assert!(said.ends_with("first\n"), "{said}");
+    // What nobody began with goes with its session; what somebody did stays.
+    let kept = |id: &str| walk(server.data()).iter().any(|path| path.ends_with(&format!("/{id}")));
+    eventually("checkpoints of all", || async {
+        [&late, &early, &session].into_iter().all(|id| kept(id)).then_some(())
+    })
+    .await?;
+    client.delete(&format!("/v1/sessions/{late}")).await?;
+    eventually("its files are gone", || async { (!kept(&late)).then_some(()) }).await?;
+    assert!(kept(&session), "a fork began with its files");
     let shown = client.get(&format!("/v1/sessions/{early}")).await?;
     assert_eq!(shown["title"], "early");
     assert_eq!(model.scripted.violations(), Vec::<String>::new());

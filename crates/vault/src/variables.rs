@@ -61,7 +61,7 @@ pub struct Opened {
     pub secret: String,
 }
 
-/// The same variables with their secrets; those without one are left out.
+/// The same variables with their secrets; those without one are left out, and so is one that does not open: the others are of use without it.
 pub async fn open(
     store: &dyn Store,
     ring: &Keyring,
@@ -70,7 +70,14 @@ pub async fn open(
 ) -> Result<Vec<Opened>, SecretError> {
     let mut opened = Vec::new();
     for (_, credential) in of_vaults(store, workspace, vaults).await? {
-        let found = secrets::read(store, ring, workspace, &credential.id).await?;
+        let found = match secrets::read(store, ring, workspace, &credential.id).await {
+            Err(SecretError::Store(error)) => return Err(error.into()),
+            Err(error) => {
+                tracing::error!(credential = %credential.id, %error, "a secret does not open");
+                continue;
+            }
+            Ok(found) => found,
+        };
         let secret = found.and_then(|mut secrets| secrets.0.remove("secret_value"));
         if let Some(secret) = secret {
             opened.push(Opened { credential, secret });

@@ -8,7 +8,7 @@ use lru::LruCache;
 use pieces::Known;
 use serde::{Deserialize, Serialize};
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     num::NonZeroUsize,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -24,10 +24,7 @@ use vaquero_store::{
     CommitError, Document, DocumentQuery, EventQuery, Expect, Order, SharedStore, StoreError,
     WorkerName, Write, document::CHECKPOINT,
 };
-use vaquero_types::{
-    Clock, EventId, SessionId, Timestamp, WorkspaceId,
-    checkpoint::{Checkpointed, Source},
-};
+use vaquero_types::{Clock, EventId, SessionId, Timestamp, WorkspaceId, checkpoint::Source};
 
 /// How long after a call its workspace is packed; calls that follow by then share the checkpoint.
 const DEBOUNCE: Duration = Duration::from_millis(700);
@@ -192,7 +189,8 @@ impl Checkpoints {
             workspace: workspace.clone(),
             kind: CHECKPOINT.to_owned(),
             id: session.as_str().to_owned(),
-            parent: None,
+            // By which a session's own files are kept for those that were forked from it.
+            parent: checkpoint.sources.first().map(|source| source.session.as_str().to_owned()),
             unique_key: None,
             created_at: self.clock.now(),
             archived_at: None,
@@ -456,31 +454,24 @@ impl Checkpoints {
         self.tasks.wait().await;
     }
 
-    /// The sessions whose files forks began with.
-    async fn needed(&self, workspace: &WorkspaceId) -> Result<HashSet<SessionId>, StoreError> {
-        let mut query = DocumentQuery {
+    /// Whether a fork began with the files of a session.
+    async fn is_needed(
+        &self,
+        workspace: &WorkspaceId,
+        session: &SessionId,
+    ) -> Result<bool, StoreError> {
+        let query = DocumentQuery {
             workspace: workspace.clone(),
             kind: CHECKPOINT.to_owned(),
-            parent: None,
+            parent: Some(session.as_str().to_owned()),
             include_archived: true,
             from: None,
             until: None,
             order: Order::Ascending,
             cursor: None,
-            limit: 500,
+            limit: 1,
         };
-        let mut needed = HashSet::new();
-        loop {
-            let page = self.store.documents(&query).await?;
-            query.cursor = page.documents.last().map(|last| (last.created_at, last.id.clone()));
-            for document in page.documents {
-                let known: Checkpointed = serde_json::from_str(&document.body).unwrap_or_default();
-                needed.extend(known.sources.into_iter().map(|source| source.session));
-            }
-            if !page.more {
-                return Ok(needed);
-            }
-        }
+        Ok(!self.store.documents(&query).await?.documents.is_empty())
     }
 
     /// Forgets a session that ended here.
@@ -495,18 +486,38 @@ impl Checkpoints {
         let Some(blobs) = &self.blobs else { return Ok(0) };
         let mut swept = 0;
         for workspace in blobs.folders(pieces::ROOT).await? {
-            let below = format!("{}/{workspace}", pieces::ROOT);
-            let needed = self.needed(&WorkspaceId::from_wire(workspace.clone())).await?;
-            for session in blobs.folders(&below).await? {
-                let id = SessionId::from_wire(session.clone());
-                let gone =
-                    self.store.session(&id).await?.is_none_or(|row| row.archived_at.is_some());
-                if gone && !needed.contains(&id) {
-                    blobs.remove_all(&format!("{below}/{session}")).await?;
-                    swept += 1;
-                }
+            for session in blobs.folders(&format!("{}/{workspace}", pieces::ROOT)).await? {
+                let workspace = WorkspaceId::from_wire(workspace.clone());
+                let removed = self.discard(&workspace, &SessionId::from_wire(session)).await?;
+                swept += usize::from(removed);
             }
         }
         Ok(swept)
+    }
+
+    /// Removes the blobs of a session that ended here, in whichever workspace it was.
+    pub(crate) async fn discard_ended(&self, session: &SessionId) -> Result<(), CheckpointError> {
+        let Some(blobs) = &self.blobs else { return Ok(()) };
+        for workspace in blobs.folders(pieces::ROOT).await? {
+            self.discard(&WorkspaceId::from_wire(workspace), session).await?;
+        }
+        Ok(())
+    }
+
+    /// Removes the blobs of a session, if it is gone and no fork began with its files.
+    async fn discard(
+        &self,
+        workspace: &WorkspaceId,
+        session: &SessionId,
+    ) -> Result<bool, CheckpointError> {
+        let gone = self.store.session(session).await?.is_none_or(|row| row.archived_at.is_some());
+        if !gone || self.is_needed(workspace, session).await? {
+            return Ok(false);
+        }
+        let place = format!("{}/{workspace}/{session}", pieces::ROOT);
+        Ok(match &self.blobs {
+            Some(blobs) => blobs.remove_all(&place).await? > 0,
+            None => false,
+        })
     }
 }

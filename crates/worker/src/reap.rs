@@ -136,6 +136,11 @@ impl Reaper {
         if let Some(checkpoints) = &self.world.checkpoints {
             checkpoints.forget(session);
         }
+        if let Some(checkpoints) = &self.world.checkpoints
+            && let Err(error) = checkpoints.discard_ended(session).await
+        {
+            tracing::warn!(%session, %error, "cannot remove the checkpoints of a session that ended; a later sweep does");
+        }
         if let Err(error) = self.world.compute.destroy(session.as_str()).await {
             tracing::warn!(%session, %error, "cannot remove the sandbox of a session that ended; the next round tries again");
         }

@@ -183,7 +183,7 @@ async fn files(
         workspace: workspace.clone(),
         kind: CHECKPOINT.to_owned(),
         id: id.as_str().to_owned(),
-        parent: None,
+        parent: Some(source.id.as_str().to_owned()),
         unique_key: None,
         created_at: app.now(),
         archived_at: None,

@@ -266,7 +266,7 @@ impl Member {
         if !foreign.is_empty() {
             let users = File::open(format!("/proc/{}/ns/user", self.pid))?;
             for tree in foreign {
-                sys::map_mount(tree.as_fd(), users.as_fd())?;
+                sys::map_mount(tree.as_fd(), users.as_fd()).map_err(|e| cannot_map(&e))?;
             }
         }
         go.write_all(b"m")
@@ -430,6 +430,13 @@ fn map_ids(pid: libc::pid_t, base: Option<u32>) -> io::Result<()> {
     };
     fs::write(format!("/proc/{pid}/uid_map"), uids)?;
     fs::write(format!("/proc/{pid}/gid_map"), gids)
+}
+
+fn cannot_map(error: &io::Error) -> io::Error {
+    let what = "a file system that the sandbox's root is made of (of /usr, of --sandbox-root, or of the data directory) cannot map them";
+    let which =
+        "ext4, xfs, btrfs and tmpfs can, the overlay of a container cannot: keep both on a volume";
+    io::Error::new(error.kind(), format!("{what}: {error}; {which}"))
 }
 
 /// Kills every process that descends from `root`, again and again until none is found. Without a pid
