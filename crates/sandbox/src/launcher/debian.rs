@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
-use super::rootfs::copy_public;
+use super::public::copy_public;
 use crate::remove::remove_tree;
 
 /// Ids from here on are people.

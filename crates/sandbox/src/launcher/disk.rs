@@ -15,7 +15,8 @@ use rustix::mount::{
     MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount,
 };
 
-use super::rootfs::{SESSION_DIRS, Source, c_path};
+use super::mounts::{Source, c_path};
+use super::skeleton::SESSION_DIRS;
 use super::sys::{self, ATTR_NODEV, ATTR_NOSUID, LoopFile};
 use super::{log, now};
 use crate::remove::remove_tree;

@@ -15,7 +15,8 @@ use rustix::mount::{
     fsconfig_set_string, fsmount, fsopen, move_mount,
 };
 
-use super::rootfs::{SESSION_DIRS, Skeleton, Source, Step, at};
+use super::mounts::{Source, Step, at, attach};
+use super::skeleton::{SESSION_DIRS, Skeleton};
 use super::sys::{ATTR_NODEV, ATTR_NOSUID, ATTR_RDONLY};
 use super::wire::Layer;
 
@@ -164,7 +165,7 @@ impl LayerPlan {
             let place = format!("{STAGE}/{number}");
             at("stage a layer", rustix::fs::mkdir(&place, Mode::RWXU))?;
             let c_place = at("stage a layer", CString::new(place.clone()))?;
-            at("stage a layer", super::rootfs::attach(tree.as_fd(), &c_place))?;
+            at("stage a layer", attach(tree.as_fd(), &c_place))?;
             Ok::<String, Step>(place)
         };
         let mut parts = Vec::new();

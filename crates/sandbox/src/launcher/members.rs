@@ -20,8 +20,10 @@ use rustix::process::{
 use super::cgroup::Group;
 use super::child::{self, CONTROL_FD, Plan, Walls};
 use super::layer::LayerPlan;
+use super::mounts::{Source, c_path};
 use super::network::{PROXY_PORT, SOCKETS};
-use super::rootfs::{RootPlan, SESSION_DIRS, Source, c_path};
+use super::rootfs::RootPlan;
+use super::skeleton::SESSION_DIRS;
 use super::start::Ready;
 use super::sys::{self, ATTR_NODEV, ATTR_NOSUID, ATTR_RDONLY, Cloned};
 use super::uids::{IdMapping, RANGE};

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink};
 
-use super::rootfs::Step;
+use super::mounts::Step;
 use super::wire;
 
 /// Where the proxy listens; programs are told by variables.

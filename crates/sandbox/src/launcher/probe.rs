@@ -10,7 +10,7 @@ use rustix::process::{WaitId, WaitIdOptions};
 
 use super::cgroup::Cgroups;
 use super::disk::Disks;
-use super::rootfs::Step;
+use super::mounts::Step;
 use super::sys::{self, Cloned};
 use super::uids::IdMapping;
 use super::{Trouble, network};
