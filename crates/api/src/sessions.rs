@@ -16,11 +16,13 @@ use vaquero_store::{
     document,
 };
 use vaquero_types::{
-    ApiError, EventId, SessionId, Timestamp, WorkspaceId,
+    ApiError, EnvironmentId, EventId, SessionId, ThreadId, Timestamp, WorkspaceId,
     agent::{Multiagent, Tool},
     event::server::EventBody,
-    session::SessionBody,
-    usage::seconds,
+    gate::Gate,
+    session::{SessionBody, Status},
+    thread::Thread,
+    usage::{Activity, Usage, seconds},
 };
 
 /// A session of this workspace.
@@ -35,6 +37,49 @@ pub(crate) async fn find(
     let body = serde_json::from_str(&row.body)
         .map_err(|_| StoreError::Corrupt { what: format!("session {id}") })?;
     Ok((row, body))
+}
+
+/// A new session at rest, and its thread.
+pub(crate) fn fresh(
+    workspace: &WorkspaceId,
+    environment: EnvironmentId,
+    body: &SessionBody,
+    id: SessionId,
+    thread: ThreadId,
+    now: Timestamp,
+) -> (SessionRow, Thread) {
+    let row = SessionRow {
+        id: id.clone(),
+        workspace: workspace.clone(),
+        status: Status::Idle,
+        agent: body.agent.id.clone(),
+        agent_version: body.agent.version,
+        environment,
+        primary_thread: thread.clone(),
+        created_at: now,
+        updated_at: now,
+        archived_at: None,
+        head: 0,
+        client_head: 0,
+        revision: 1,
+        epoch: 0,
+        gate: Gate::default(),
+        usage: Usage::default(),
+        activity: Activity::default(),
+        body: serde_json::to_string(body).expect("a session body is plain data"),
+    };
+    let thread = Thread {
+        id: thread,
+        session: id,
+        parent: None,
+        status: Status::Idle,
+        created_at: now,
+        updated_at: now,
+        archived_at: None,
+        usage: Usage::default(),
+        activity: Activity::default(),
+    };
+    (row, thread)
 }
 
 /// The session as the API shows it.

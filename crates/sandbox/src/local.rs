@@ -9,7 +9,9 @@ mod layers;
 mod post;
 mod quota;
 mod sandbox;
+mod spec;
 mod unsafe_host;
+mod workspaces;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
@@ -33,11 +35,11 @@ use self::found::Found;
 use self::layers::Layers;
 use self::quota::Room;
 use self::sandbox::LocalSandbox;
+use self::spec::{check_spec, variables};
 use crate::connection::{Connection, LARGE_KIB, Shared};
 use crate::error::SandboxError;
-use crate::launcher::wire::{Answer, Ask, Layer, Listed, SparesWanted};
-use crate::launcher::{LeftOut, Options, SPARE};
-use crate::remove::remove_tree;
+use crate::launcher::wire::{Answer, Ask, Layer, SparesWanted};
+use crate::launcher::{LeftOut, Options};
 use crate::root;
 use crate::seam::{
     Capabilities, ComputeProvider, Isolation, Limits, LimitsState, Networking, Outbound, Quota,
@@ -50,8 +52,6 @@ const ENSURE_TIMEOUT: Duration = Duration::from_mins(1);
 const SEED_TIMEOUT: Duration = Duration::from_mins(11);
 /// Killing a sandbox means waiting for everything in it.
 const STOP_TIMEOUT: Duration = Duration::from_mins(1);
-/// Most bytes of names and values in a sandbox's environment.
-const MAX_ENV: usize = 32 << 10;
 /// Session ids beginning so are the provider's own.
 const CANARY: &str = "canary-";
 /// Those of sandboxes that make layers.
@@ -460,86 +460,6 @@ impl Inner {
         self.end(key).await?;
         Ok(None)
     }
-
-    async fn destroy(&self, session: &str) -> Result<(), SandboxError> {
-        check_part("session", session)?;
-        let _turn = self.turn(session).await;
-        self.forget(|k| k.session == session, "its session was deleted");
-        match self.launcher().await {
-            Ok(launcher) => {
-                let ask = Ask::StopSession { session: session.to_owned() };
-                done(launcher.post.ask(ask, STOP_TIMEOUT).await)?;
-            }
-            // Without a launcher there are no sandboxes, but there may be files.
-            Err(error) => tracing::warn!(%error, "no launcher while a session is destroyed"),
-        }
-        self.discard(session).await
-    }
-
-    /// Moves a workspace out of the way, so that it is gone at once, and removes it.
-    async fn discard(&self, session: &str) -> Result<(), SandboxError> {
-        let number = self.discarded.fetch_add(1, Ordering::Relaxed);
-        let from = self.options.workspaces.join(session);
-        // In a container every server may have the same process id.
-        let moment = crate::launcher::now().as_nanos();
-        let to = self.trash.join(format!("{session}.{moment}.{number}"));
-        let removed = tokio::task::spawn_blocking(move || {
-            match fs::rename(&from, &to) {
-                Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-                other => other?,
-            }
-            remove_tree(&to)
-        });
-        removed
-            .await
-            .map_err(io::Error::other)
-            .and_then(|removed| removed)
-            .map_err(|e| SandboxError::io("cannot remove the session's workspace", e))
-    }
-
-    /// Removes what an earlier server had begun to remove, while this one already works.
-    fn empty_trash(&self) {
-        let Ok(entries) = fs::read_dir(&self.trash) else { return };
-        let old: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
-        self.shared.tasks.spawn_blocking(move || {
-            for path in old {
-                if let Err(error) = remove_tree(&path) {
-                    tracing::warn!(path = %path.display(), %error, "cannot remove old files");
-                }
-            }
-        });
-    }
-
-    async fn list(&self) -> Result<Vec<Listed>, SandboxError> {
-        let launcher = self.launcher().await?;
-        let mut all: Vec<Listed> = Vec::new();
-        loop {
-            let after = all.last().map(|l| l.key.clone());
-            match launcher.post.ask(Ask::List { after }, ENSURE_TIMEOUT).await? {
-                (Answer::Listing { sandboxes, more }, _) => {
-                    let none = sandboxes.is_empty();
-                    all.extend(sandboxes);
-                    if !more || none {
-                        return Ok(all);
-                    }
-                }
-                _ => return Err(SandboxError::gone("the launcher does not list its sandboxes")),
-            }
-        }
-    }
-
-    /// Every session that has a sandbox or a workspace.
-    async fn sessions(&self) -> Result<BTreeSet<String>, SandboxError> {
-        let living = self.list().await?;
-        let living = living.into_iter().map(|listed| listed.key.session);
-        let mut sessions: BTreeSet<String> =
-            living.filter(|session| !session.starts_with(BUILD)).collect();
-        let entries = fs::read_dir(&self.options.workspaces)
-            .map_err(|e| SandboxError::io("cannot list the workspaces", e))?;
-        let names = entries.flatten().filter_map(|e| e.file_name().into_string().ok());
-        sessions.extend(names.filter(|name| !name.starts_with(SPARE) && !name.starts_with(BUILD)));
-        Ok(sessions)
-    }
 }
 
 fn done(answer: Result<(Answer, Vec<OwnedFd>), SandboxError>) -> Result<(), SandboxError> {
@@ -549,44 +469,6 @@ fn done(answer: Result<(Answer, Vec<OwnedFd>), SandboxError>) -> Result<(), Sand
         Ok(_) => Err(SandboxError::gone("the launcher gave no account of the sandbox")),
         Err(error) => Err(error),
     }
-}
-
-/// The variables of a sandbox, with what its packages need to be found.
-fn variables(spec: &SandboxSpec) -> BTreeMap<String, String> {
-    let mut env = spec.env.clone();
-    if spec.provision.as_ref().is_some_and(|provision| !provision.packages.npm.is_empty()) {
-        let modules = || "/usr/local/lib/node_modules".to_owned();
-        env.entry("NODE_PATH".to_owned()).or_insert_with(modules);
-    }
-    env
-}
-
-fn check_spec(spec: &SandboxSpec) -> Result<(), SandboxError> {
-    let invalid = |what: &str| Err(SandboxError::Invalid(what.to_owned()));
-    let Limits { memory_bytes, pids, cpu_millis, tmp_bytes, workspace_bytes, io_bytes } =
-        spec.limits;
-    if memory_bytes < 16 << 20 || !(8..=1 << 20).contains(&pids) || cpu_millis < 10 {
-        return invalid(
-            "a sandbox needs at least 16 MiB of memory, 8 to 1048576 processes and 1% of a core",
-        );
-    }
-    if tmp_bytes < 4096 || workspace_bytes < 4096 || io_bytes < 4096 {
-        return invalid(
-            "a sandbox needs at least 4 KiB in /tmp, in its workspace, and from its disks in a second",
-        );
-    }
-    let size: usize = spec.env.iter().map(|(name, value)| name.len() + value.len() + 2).sum();
-    if size > MAX_ENV {
-        return invalid("the variables of a sandbox may take 32 KiB together");
-    }
-    for (name, value) in &spec.env {
-        if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
-            return invalid(
-                "a variable's name must not be empty or contain =, and nothing may contain NUL",
-            );
-        }
-    }
-    Ok(())
 }
 
 fn make_private(dir: &Path) -> io::Result<()> {

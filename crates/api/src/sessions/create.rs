@@ -13,17 +13,14 @@ use axum::{extract::State, response::Response};
 use serde_json::Value;
 use std::{collections::BTreeMap, sync::Arc};
 use vaquero_core::admission;
-use vaquero_store::{Expect, SessionRow, Write};
+use vaquero_store::{Expect, Write};
 use vaquero_types::{
     AgentId, ApiError, EnvironmentId, Fields, Invalid, Patch, SessionId, ThreadId, VaultId,
     WorkspaceId,
     agent::{self, SessionAgent},
     environment::{Config, Environment, Networking},
     event::ClientEvent,
-    gate::Gate,
-    session::{SessionBody, Status, TITLE_MAX},
-    thread::Thread,
-    usage::{Activity, Usage},
+    session::{SessionBody, TITLE_MAX},
 };
 
 /// Most vaults of a session.
@@ -126,38 +123,8 @@ async fn decide(app: App, posted: Arc<Posted>, _ids: PathIds) -> Result<Outcome>
         metadata: draft.metadata,
         vault_ids: draft.vaults,
     };
-    let id = SessionId::new(app.new_id());
-    let mut row = SessionRow {
-        id: id.clone(),
-        workspace: workspace.clone(),
-        status: Status::Idle,
-        agent: body.agent.id.clone(),
-        agent_version: body.agent.version,
-        environment: draft.environment,
-        primary_thread: ThreadId::new(app.new_id()),
-        created_at: now,
-        updated_at: now,
-        archived_at: None,
-        head: 0,
-        client_head: 0,
-        revision: 1,
-        epoch: 0,
-        gate: Gate::default(),
-        usage: Usage::default(),
-        activity: Activity::default(),
-        body: serde_json::to_string(&body).expect("a session body is plain data"),
-    };
-    let thread = Thread {
-        id: row.primary_thread.clone(),
-        session: id,
-        parent: None,
-        status: Status::Idle,
-        created_at: now,
-        updated_at: now,
-        archived_at: None,
-        usage: Usage::default(),
-        activity: Activity::default(),
-    };
+    let (id, primary) = (SessionId::new(app.new_id()), ThreadId::new(app.new_id()));
+    let (mut row, thread) = sessions::fresh(workspace, draft.environment, &body, id, primary, now);
     writes.push(Write::CreateSession { row: row.clone(), thread });
     if !draft.initial_events.is_empty() {
         let standing = sessions::standing(&row, &body);

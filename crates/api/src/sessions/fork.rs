@@ -19,14 +19,14 @@ use vaquero_store::{
 use vaquero_types::{
     ApiError, EventId, SessionId, ThreadId, WorkspaceId,
     checkpoint::{Checkpointed, Source},
-    gate::Gate,
     session::{SessionBody, Status, TITLE_MAX},
-    thread::Thread,
     usage::{Activity, Usage},
 };
 
 /// Bytes of records read at once.
 const READ: usize = 1 << 20;
+/// Most bytes of a log that is forked: all of it is held.
+const LOG_MAX: usize = 256 << 20;
 
 pub(crate) async fn handler(
     State(app): State<App>,
@@ -77,37 +77,9 @@ async fn decide(app: App, posted: Arc<Posted>, ids: PathIds) -> Result<Outcome> 
         record.new.kind == RecordKind::Received || record.new.event_type.starts_with("user.")
     };
     let client_head = records.iter().rev().find(by_client).map_or(0, |record| record.seq);
-    let row = SessionRow {
-        id: id.clone(),
-        workspace: workspace.clone(),
-        status: Status::Idle,
-        agent: source.agent,
-        agent_version: source.agent_version,
-        environment: source.environment,
-        primary_thread: thread.clone(),
-        created_at: now,
-        updated_at: now,
-        archived_at: None,
-        head,
-        client_head,
-        revision: 1,
-        epoch: 0,
-        gate: Gate::default(),
-        usage: Usage::default(),
-        activity: Activity::default(),
-        body: serde_json::to_string(&body).expect("a session body is plain data"),
-    };
-    let thread = Thread {
-        id: thread,
-        session: id,
-        parent: None,
-        status: Status::Idle,
-        created_at: now,
-        updated_at: now,
-        archived_at: None,
-        usage: Usage::default(),
-        activity: Activity::default(),
-    };
+    let environment = source.environment;
+    let (fresh, thread) = sessions::fresh(workspace, environment, &body, id, thread, now);
+    let row = SessionRow { head, client_head, ..fresh };
     let shown = sessions::show(&row, &body, now);
     let restored = Restored { row, threads: vec![thread], records, ready: false };
     writes.push(Write::RestoreSession(restored));
@@ -140,7 +112,7 @@ async fn checks(
 
 /// The whole log, as far as its row knows it.
 async fn log(app: &App, source: &SessionRow) -> Result<Vec<Record>> {
-    let mut records: Vec<Record> = Vec::new();
+    let (mut records, mut size): (Vec<Record>, usize) = (Vec::new(), 0);
     loop {
         let seen = records.last().map_or(0, |record| record.seq);
         if seen >= source.head {
@@ -149,6 +121,14 @@ async fn log(app: &App, source: &SessionRow) -> Result<Vec<Record>> {
         let page = app.parts.store.read(&source.id, seen, READ).await?;
         if page.is_empty() {
             return Err(StoreError::Corrupt { what: format!("log of {}", source.id) }.into());
+        }
+        size += page.iter().map(|record| record.new.body.len()).sum::<usize>();
+        if size > LOG_MAX {
+            let message = format!(
+                "the session's log is larger than {} MB, which cannot be forked",
+                LOG_MAX >> 20
+            );
+            return Err(ApiError::invalid(message).into());
         }
         records.extend(page);
     }

@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
 use sha2::{Digest, Sha256};
+use tokio::sync::Semaphore;
 
 use super::quota::{Room, within};
 use super::{BUILD, Inner, lock};
@@ -21,6 +22,8 @@ use crate::seam::{Fence, Outbound, Provision, Reach, Sandbox, SandboxKey, Sandbo
 
 /// Part of every layer's name: raised when what is made of the same wish changes.
 const MADE_BY: u32 = 1;
+/// Layers that are made at the same time; others wait.
+const AT_ONCE: usize = 4;
 /// A layer that no sandbox has asked for in so long is removed.
 const UNUSED: Duration = Duration::from_hours(30 * 24);
 /// In a layer: when it was last asked for.
@@ -35,9 +38,16 @@ impl Layer {
 }
 
 /// The layers that are being made.
-#[derive(Default)]
 pub(super) struct Layers {
     making: Mutex<HashMap<String, Making>>,
+    /// Whoever may make environments could have any number made at once.
+    places: Semaphore,
+}
+
+impl Default for Layers {
+    fn default() -> Self {
+        Self { making: Mutex::default(), places: Semaphore::new(AT_ONCE) }
+    }
 }
 
 impl std::fmt::Debug for Layers {
@@ -122,6 +132,8 @@ impl Inner {
         provision: &Provision,
         spec: &SandboxSpec,
     ) -> Result<(), SandboxError> {
+        // The semaphore is never closed.
+        let _place = self.layers.places.acquire().await.ok();
         let started = tokio::time::Instant::now();
         let key = SandboxKey::default_of(format!("{BUILD}{name}"));
         self.abandon(name).await;

@@ -35,8 +35,13 @@ impl Room {
         let (mut bytes, mut files) = (0_u64, 0_u64);
         let mut directories: Vec<PathBuf> = vec![dir.to_owned()];
         while let Some(directory) = directories.pop() {
-            // What cannot be read is not followed, and what is gone is gone.
-            let Ok(entries) = fs::read_dir(directory) else { continue };
+            let entries = match fs::read_dir(directory) {
+                Ok(entries) => entries,
+                // Nobody needs to go so deep, but whoever hides files.
+                Err(error) if error.raw_os_error() == Some(libc::ENAMETOOLONG) => return true,
+                // What cannot be read is not followed, and what is gone is gone.
+                Err(_) => continue,
+            };
             for entry in entries.flatten() {
                 let Ok(meta) = entry.metadata() else { continue };
                 bytes = bytes.saturating_add(meta.blocks().saturating_mul(512));
@@ -102,6 +107,8 @@ pub(super) async fn within<T>(
 
 #[cfg(test)]
 mod tests {
+    use rustix::fs::{Mode, OFlags};
+
     use super::*;
 
     #[test]
@@ -114,5 +121,13 @@ mod tests {
         assert!(Room { bytes: 1 << 20, files: 2 }.is_exceeded(dir.path()));
         assert!(Room { bytes: 50_000, files: 100 }.is_exceeded(dir.path()));
         assert!(!Room { bytes: 1, files: 1 }.is_exceeded(&dir.path().join("nowhere")));
+        let room = Room { bytes: 1 << 30, files: 1 << 20 };
+        let mut deep = rustix::fs::open(dir.path(), OFlags::DIRECTORY, Mode::empty()).unwrap();
+        for _ in 0..1_000 {
+            rustix::fs::mkdirat(&deep, "deeper", Mode::RWXU).unwrap();
+            deep = rustix::fs::openat(&deep, "deeper", OFlags::DIRECTORY, Mode::empty()).unwrap();
+        }
+        assert!(room.is_exceeded(dir.path()), "nothing is hidden by being deep");
+        crate::remove::remove_tree(&dir.path().join("deeper")).unwrap();
     }
 }
