@@ -1,6 +1,7 @@
 //! A certificate authority of one sandbox's own. Nobody else trusts it, and its key is never in the sandbox: it opens TLS of that sandbox alone, and only towards hosts that a
 //! secret is for.
 
+use crate::outlet::{HTTP_1, HTTP_2};
 use lru::LruCache;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
@@ -128,7 +129,7 @@ impl Authority {
             .with_safe_default_protocol_versions()?
             .with_no_client_auth()
             .with_cert_resolver(Arc::clone(self) as Arc<dyn ResolvesServerCert>);
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        config.alpn_protocols = vec![HTTP_2.to_vec(), HTTP_1.to_vec()];
         Ok(Arc::new(config))
     }
 

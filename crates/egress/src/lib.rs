@@ -17,12 +17,14 @@ mod refusal;
 mod replace;
 mod transparent;
 mod tunnel;
+mod upstream;
+mod websocket;
 
 pub use address::Addresses;
 pub use authority::{Authority, AuthorityError};
 pub use dial::Dialer;
 pub use host::{Host, HostRule};
-pub use inject::{Injection, Injections};
+pub use inject::{By, Injection, Injections};
 pub use outlet::{Counts, Injector, Outlet, Plan, Sockets, TrustedHosts, system_trust, trust};
 pub use policy::Policy;
 pub use refusal::Refusal;

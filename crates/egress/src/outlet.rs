@@ -35,6 +35,9 @@ const QUESTIONS: usize = 64;
 const LOOKUPS: usize = 8;
 /// KiB of bodies of one sandbox that are held at once.
 pub(crate) const HELD_KIB: usize = 16 << 10;
+/// What the two versions of HTTP are called in TLS.
+pub(crate) const HTTP_1: &[u8] = b"http/1.1";
+pub(crate) const HTTP_2: &[u8] = b"h2";
 /// Largest question.
 const DATAGRAM: usize = 1_500;
 
@@ -92,7 +95,8 @@ pub type TrustedHosts = Arc<ClientConfig>;
 pub struct Injector {
     source: Arc<dyn Injections>,
     towards_sandbox: TlsAcceptor,
-    towards_hosts: TlsConnector,
+    /// With HTTP/1.1 alone, and with HTTP/2 where the host speaks it.
+    towards_hosts: [TlsConnector; 2],
 }
 
 impl fmt::Debug for Outlet {
@@ -117,7 +121,11 @@ impl Injector {
         Ok(Self {
             source,
             towards_sandbox: TlsAcceptor::from(authority.server_config()?),
-            towards_hosts: TlsConnector::from(trust),
+            towards_hosts: [&[HTTP_1][..], &[HTTP_2, HTTP_1]].map(|protocols| {
+                let mut config = ClientConfig::clone(&trust);
+                config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
+                TlsConnector::from(Arc::new(config))
+            }),
         })
     }
 }
@@ -125,11 +133,10 @@ impl Injector {
 /// Trusts hosts whose certificates come from these roots.
 pub fn trust(roots: RootCertStore) -> Result<TrustedHosts, rustls::Error> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut config = ClientConfig::builder_with_provider(provider)
+    let config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
         .with_root_certificates(roots)
         .with_no_client_auth();
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(Arc::new(config))
 }
 
@@ -240,7 +247,7 @@ impl Outlet {
     }
 
     /// A place for one connection; none when all are taken.
-    fn place(&self) -> Option<Place> {
+    pub(crate) fn place(&self) -> Option<Place> {
         let place = Arc::clone(&self.places).try_acquire_owned().ok().map(Arc::new);
         if place.is_none() {
             self.count_refusal(&Refusal::TooMany);
@@ -307,22 +314,24 @@ impl Outlet {
         self.injector.as_ref()?.towards_sandbox.accept(client).await.ok()
     }
 
-    /// Connects to a host in plain or in TLS.
-    pub(crate) async fn reach(
+    /// Speaks TLS to a host over a connection to it; whether HTTP/2 is spoken in it, if that is wanted.
+    pub(crate) async fn in_tls(
         self: &Arc<Self>,
+        stream: TcpStream,
         host: &Host,
-        port: u16,
-        tls: bool,
-    ) -> Result<Box<dyn Upstream>, Refusal> {
-        let stream = self.counted(self.dial(host, port).await?);
-        let Some(injector) = self.injector.as_ref().filter(|_| tls) else {
-            return Ok(Box::new(stream));
-        };
+        http2: bool,
+    ) -> Result<(impl Upstream + 'static, bool), Refusal> {
         let unreachable = |why: String| Refusal::Unreachable(host.clone(), why);
         let name =
             ServerName::try_from(host.to_string()).map_err(|e| unreachable(e.to_string()))?;
-        let connected = injector.towards_hosts.connect(name, stream).await;
-        Ok(Box::new(connected.map_err(|error| unreachable(error.to_string()))?))
+        let Some(injector) = &self.injector else {
+            return Err(unreachable("nothing here speaks TLS".to_owned()));
+        };
+        let connector = &injector.towards_hosts[usize::from(http2)];
+        let connected = connector.connect(name, self.counted(stream)).await;
+        let stream = connected.map_err(|error| unreachable(error.to_string()))?;
+        let http2 = stream.get_ref().1.alpn_protocol() == Some(HTTP_2);
+        Ok((stream, http2))
     }
 
     /// The connection, with what passes over it counted.

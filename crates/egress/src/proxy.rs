@@ -3,39 +3,45 @@
 
 use crate::{
     Host, Refusal,
-    inject::Body,
-    outlet::{Outlet, Place, Upstream},
+    inject::{Body, ForHost},
+    outlet::{HTTP_2, Outlet, Place},
+    replace::Replacer,
     tunnel::{self, Destination},
+    upstream::{HEAD_BYTES, Sender, Tasks, unreachable},
+    websocket,
 };
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header,
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header,
     uri::{PathAndQuery, Scheme},
 };
 use http_body_util::{BodyExt, Full};
 use hyper::{
     body::Incoming,
-    client::conn::http1::{self as client, SendRequest},
-    server::conn::http1 as server,
+    server::conn::{http1, http2},
     service::service_fn,
+    upgrade::Upgraded,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::{convert::Infallible, sync::Arc, time::Duration};
 use tokio::{
-    io::{AsyncRead, AsyncWrite, copy_bidirectional},
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt, copy, copy_bidirectional, split},
     net::TcpStream,
     sync::Mutex,
 };
+use tokio_rustls::server::TlsStream;
 
+/// Where an answer says what the egress knows about it.
+const EXPLANATION: &str = "vaquero-egress";
+const SIGNED: &str = "the request is signed; if a placeholder took part in its signature, no host can check it: the secret is put in after signing";
 /// How long a client may take to send the head of a request.
 const HEAD: Duration = Duration::from_secs(60);
-/// Largest head of a request or an answer.
-const HEAD_BYTES: usize = 64 << 10;
+/// Requests of one client at once, over HTTP/2.
+const AT_ONCE: u32 = 64;
 /// Headers that are between two neighbours and go no further.
-const HOP_BY_HOP: [HeaderName; 5] = [
+const HOP_BY_HOP: [HeaderName; 4] = [
     header::CONNECTION,
     header::PROXY_AUTHORIZATION,
     header::PROXY_AUTHENTICATE,
-    header::TE,
     header::TRANSFER_ENCODING,
 ];
 
@@ -47,65 +53,64 @@ struct Relay {
     /// The host is to be spoken to in TLS.
     tls: bool,
     place: Place,
+    /// A connection to the host over which nothing has been said yet.
+    dialled: Mutex<Option<TcpStream>>,
     /// The last host's connection, for the next request to it.
-    open: Mutex<Option<(Destination, SendRequest<Body>)>>,
+    open: Mutex<Option<(Destination, Sender)>>,
 }
 
 /// Serves a client that knows it speaks to a proxy.
 pub(crate) async fn serve(outlet: &Arc<Outlet>, stream: TcpStream, place: Place) {
-    let (outlet, open) = (Arc::clone(outlet), Mutex::new(None));
-    let relay = Relay { outlet, fixed: None, tls: false, place, open };
-    relay.serve(stream).await;
+    Relay::new(outlet, place).serve_http1(stream).await;
 }
 
-/// Serves a client that believes it speaks to a host: over a plain connection to it, or in TLS over a new one.
-pub(crate) async fn serve_one<C>(
+/// Serves a client that believes it speaks to a host in plain.
+pub(crate) async fn serve_plain<C>(
     outlet: &Arc<Outlet>,
     client: C,
     to: Destination,
-    plain: Option<TcpStream>,
+    upstream: TcpStream,
     place: Place,
 ) where
     C: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let tls = plain.is_none();
-    let open = match plain {
-        Some(upstream) => {
-            let upstream = outlet.counted(upstream);
-            let Ok(sender) = shake_hands(outlet, upstream).await else { return };
-            Some((to.clone(), sender))
-        }
-        None => None,
-    };
-    let (outlet, open) = (Arc::clone(outlet), Mutex::new(open));
-    let relay = Relay { outlet, fixed: Some(to), tls, place, open };
-    relay.serve(client).await;
+    let (fixed, dialled) = (Some(to), Mutex::new(Some(upstream)));
+    let relay = Relay { fixed, dialled, ..Relay::new(outlet, place) };
+    relay.serve_http1(client).await;
 }
 
-async fn shake_hands(
+/// Serves a client that believes it speaks to a host in TLS, which has been opened.
+pub(crate) async fn serve_opened<C>(
     outlet: &Arc<Outlet>,
-    upstream: impl Upstream + 'static,
-) -> hyper::Result<SendRequest<Body>> {
-    let (sender, connection) = client::Builder::new()
-        .max_buf_size(HEAD_BYTES)
-        .preserve_header_case(true)
-        .handshake(TokioIo::new(upstream))
-        .await?;
-    outlet.spawn(async move {
-        // Whoever waits for an answer hears of it.
-        drop(connection.with_upgrades().await);
-    });
-    Ok(sender)
+    client: TlsStream<C>,
+    to: Destination,
+    upstream: TcpStream,
+    place: Place,
+) where
+    C: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (fixed, dialled) = (Some(to), Mutex::new(Some(upstream)));
+    let relay = Relay { fixed, tls: true, dialled, ..Relay::new(outlet, place) };
+    if client.get_ref().1.alpn_protocol() == Some(HTTP_2) {
+        relay.serve_http2(client).await;
+    } else {
+        relay.serve_http1(client).await;
+    }
 }
 
 impl Relay {
-    async fn serve(self, client: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
+    fn new(outlet: &Arc<Outlet>, place: Place) -> Self {
+        let (outlet, dialled, open) = (Arc::clone(outlet), Mutex::new(None), Mutex::new(None));
+        Self { outlet, fixed: None, tls: false, place, dialled, open }
+    }
+
+    async fn serve_http1(self, client: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
         let relay = Arc::new(self);
         let service = service_fn(move |request| {
             let relay = Arc::clone(&relay);
             async move { Ok::<_, Infallible>(relay.answer(request).await) }
         });
-        let served = server::Builder::new()
+        let served = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD)
             .half_close(true)
@@ -113,6 +118,24 @@ impl Relay {
             .preserve_header_case(true)
             .serve_connection(TokioIo::new(client), service)
             .with_upgrades()
+            .await;
+        if let Err(error) = served {
+            tracing::debug!(%error, "a connection of a sandbox ended");
+        }
+    }
+
+    async fn serve_http2(self, client: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
+        let tasks = Tasks(Arc::clone(&self.outlet));
+        let relay = Arc::new(self);
+        let service = service_fn(move |request| {
+            let relay = Arc::clone(&relay);
+            async move { Ok::<_, Infallible>(relay.answer(request).await) }
+        });
+        let served = http2::Builder::new(tasks)
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(AT_ONCE)
+            .max_header_list_size(HEAD_BYTES as u32)
+            .serve_connection(TokioIo::new(client), service)
             .await;
         if let Err(error) = served {
             tracing::debug!(%error, "a connection of a sandbox ended");
@@ -144,7 +167,8 @@ impl Relay {
         let uri = request.uri();
         let default_port = (!connect).then_some(80);
         let parse = |text: &str| Host::parse_authority(text, default_port);
-        if uri.scheme().is_some_and(|scheme| *scheme != Scheme::HTTP) {
+        let expected = if self.tls { Scheme::HTTPS } else { Scheme::HTTP };
+        if uri.scheme().is_some_and(|scheme| *scheme != expected) {
             return malformed("only http:// URLs can be asked for; for others, use CONNECT");
         }
         let named = match (uri.authority(), &self.fixed) {
@@ -180,7 +204,7 @@ impl Relay {
             }
         }
         match to {
-            Some(_) if self.fixed.is_some() && header.is_none() => {
+            Some(_) if self.fixed.is_some() && header.is_none() && named.is_none() => {
                 malformed("a request names its host")
             }
             Some(to) => Ok(to),
@@ -209,37 +233,45 @@ impl Relay {
         to: &Destination,
     ) -> Result<Response<Body>, Refusal> {
         let secrets = self.outlet.secrets(&to.host).await;
+        if let Some(secrets) = &secrets {
+            secrets.check(&to.host)?;
+        }
+        let at_once = request.version() == Version::HTTP_2;
         // To any other protocol, such as HTTP/2, nobody here could say what host it names.
         let upgrade = request.headers().get(header::UPGRADE).cloned();
-        let upgrade = upgrade.filter(|to| to.as_bytes().eq_ignore_ascii_case(b"websocket"));
+        let upgrade =
+            upgrade.filter(|to| !at_once && to.as_bytes().eq_ignore_ascii_case(b"websocket"));
         let client = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
         let (mut head, body) = outgoing(request, to, upgrade.as_ref())?.into_parts();
+        let mut signed = false;
         let body = match &secrets {
             Some(secrets) => {
-                secrets.headers(&mut head.headers);
-                let body = secrets.body(body, &self.outlet.held).await;
+                if secrets.signed_with_placeholder(&head) {
+                    return Err(Refusal::Signed(to.host.clone()));
+                }
+                signed = secrets.doubts_signature(&head);
+                let body = secrets.body(&head.headers, body, &self.outlet.held).await;
+                secrets.headers(&mut head.headers, self.tls);
                 body.map_err(|_| Refusal::Malformed("the body of the request broke off"))?
             }
             None => body.boxed_unsync(),
         };
-        let mut answer = self.send(Request::from_parts(head, body), to).await?;
-        let says = |name: HeaderName, plain: &str| {
-            answer.headers().get_all(name).iter().any(|value| value != plain)
-        };
-        let compressed = says(header::CONTENT_ENCODING, "identity")
-            || says(header::TRANSFER_ENCODING, "chunked");
+        let mut answer = self.send(Request::from_parts(head, body), to, at_once).await?;
+        if secrets.is_some() {
+            readable(answer.headers())?;
+        }
         if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
             let switched = answer.headers().get(header::UPGRADE).cloned();
             let upstream = hyper::upgrade::on(&mut answer);
             let Some(client) = client else {
                 return Err(Refusal::Malformed("the host changed the protocol unasked"));
             };
-            let place = Arc::clone(&self.place);
+            let (place, scrubber) = (Arc::clone(&self.place), secrets.as_ref().map(ForHost::scrubber));
             self.outlet.spawn(async move {
                 let _place = place;
                 if let (Ok(client), Ok(upstream)) = (client.await, upstream.await) {
-                    let (mut client, mut upstream) = (TokioIo::new(client), TokioIo::new(upstream));
-                    drop(copy_bidirectional(&mut client, &mut upstream).await);
+                    let (client, upstream) = (TokioIo::new(client), TokioIo::new(upstream));
+                    switched_over(client, upstream, scrubber.flatten()).await;
                 }
             });
             strip(answer.headers_mut());
@@ -250,12 +282,11 @@ impl Relay {
             strip(answer.headers_mut());
         }
         let Some(secrets) = secrets else { return Ok(answer.map(BodyExt::boxed_unsync)) };
-        if compressed {
-            return Err(Refusal::Malformed(
-                "the host compresses what it was asked not to; it cannot be looked through for secrets",
-            ));
-        }
         secrets.scrub_headers(answer.headers_mut());
+        if signed && matches!(answer.status().as_u16(), 400 | 401 | 403) {
+            let value = HeaderValue::from_static(SIGNED);
+            answer.headers_mut().insert(EXPLANATION, value);
+        }
         Ok(answer.map(|body| secrets.scrub_body(body)))
     }
 
@@ -264,15 +295,15 @@ impl Relay {
         &self,
         mut request: Request<Body>,
         to: &Destination,
+        at_once: bool,
     ) -> Result<Response<Incoming>, Refusal> {
-        let mut open = self.open.lock().await;
-        if let Some((place, mut sender)) = open.take()
-            && place == *to
-            && sender.ready().await.is_ok()
+        if let Some(mut sender) = self.opened(to).await
+            // Of a client that asks one thing after the other, the last answer has passed.
+            && sender.is_free(!at_once).await
         {
-            match sender.try_send_request(request).await {
+            match sender.send(request, self.tls).await {
                 Ok(answer) => {
-                    *open = Some((place, sender));
+                    self.keep(to, sender).await;
                     return Ok(answer);
                 }
                 Err(mut error) => match error.take_message() {
@@ -282,17 +313,85 @@ impl Relay {
                 },
             }
         }
-        let upstream = self.outlet.reach(&to.host, to.port, self.tls).await?;
-        let sender = shake_hands(&self.outlet, upstream).await;
-        let mut sender = sender.map_err(|error| unreachable(to, &error))?;
-        let answer = sender.send_request(request).await.map_err(|error| unreachable(to, &error))?;
-        *open = Some((to.clone(), sender));
+        let mut sender = self.connect_to(to, at_once).await?;
+        if let Some(another) = sender.another() {
+            self.keep(to, another).await;
+        }
+        let sent = sender.send(request, self.tls).await;
+        let answer = sent.map_err(|error| unreachable(to, error.error()))?;
+        self.keep(to, sender).await;
         Ok(answer)
+    }
+
+    /// The connection that is open to a host: for this request alone, if it cannot carry several.
+    async fn opened(&self, to: &Destination) -> Option<Sender> {
+        let mut open = self.open.lock().await;
+        let (place, sender) = open.take()?;
+        if place != *to {
+            return None;
+        }
+        *open = sender.another().map(|another| (place, another));
+        Some(sender)
+    }
+
+    async fn keep(&self, to: &Destination, sender: Sender) {
+        *self.open.lock().await = Some((to.clone(), sender));
+    }
+
+    async fn connect_to(&self, to: &Destination, at_once: bool) -> Result<Sender, Refusal> {
+        let dialled = self.dialled.lock().await.take();
+        let place = match &dialled {
+            None if at_once => self.outlet.place().ok_or(Refusal::TooMany)?,
+            _ => Arc::clone(&self.place),
+        };
+        let stream = match dialled {
+            Some(stream) => stream,
+            None => self.outlet.dial(&to.host, to.port).await?,
+        };
+        let begun = if self.tls {
+            let (stream, http2) = self.outlet.in_tls(stream, &to.host, at_once).await?;
+            Sender::begin(&self.outlet, stream, http2, place).await
+        } else {
+            Sender::begin(&self.outlet, self.outlet.counted(stream), false, place).await
+        };
+        begun.map_err(|error| unreachable(to, &error))
     }
 }
 
-fn unreachable(to: &Destination, error: &hyper::Error) -> Refusal {
-    Refusal::Unreachable(to.host.clone(), error.to_string())
+/// Whether what a host answers can be looked through for secrets: it was asked for that.
+fn readable(headers: &HeaderMap) -> Result<(), Refusal> {
+    let says = |name: HeaderName, plain: &str| {
+        headers.get_all(name).iter().any(|value| !value.as_bytes().eq_ignore_ascii_case(plain.as_bytes()))
+    };
+    let packed = says(header::CONTENT_ENCODING, "identity")
+        || says(header::TRANSFER_ENCODING, "chunked")
+        || says(HeaderName::from_static("grpc-encoding"), "identity")
+        || says(header::SEC_WEBSOCKET_EXTENSIONS, "");
+    if packed {
+        return Err(Refusal::Malformed(
+            "the host compresses what it was asked not to; it cannot be looked through for secrets",
+        ));
+    }
+    Ok(())
+}
+
+/// Passes on what is said over a WebSocket.
+async fn switched_over(
+    mut client: TokioIo<Upgraded>,
+    mut upstream: TokioIo<Upgraded>,
+    scrubber: Option<Replacer>,
+) {
+    // Either end may hang up at any moment; that is how most connections end.
+    let Some(scrubber) = scrubber else {
+        drop(copy_bidirectional(&mut client, &mut upstream).await);
+        return;
+    };
+    let ((mut from, back), (host, mut to)) = (split(client), split(upstream));
+    let asks = async {
+        drop(copy(&mut from, &mut to).await);
+        drop(to.shutdown().await);
+    };
+    tokio::join!(asks, websocket::scrubbed(host, back, scrubber));
 }
 
 /// The request as the host is to read it.
@@ -305,7 +404,7 @@ fn outgoing(
     let path = path.unwrap_or_else(|| PathAndQuery::from_static("/"));
     let host = request.uri().authority().map(|authority| authority.as_str().to_owned());
     *request.uri_mut() = Uri::from(path);
-    *request.version_mut() = http::Version::HTTP_11;
+    *request.version_mut() = Version::HTTP_11;
     let headers = request.headers_mut();
     strip(headers);
     // The body's length follows from the body.
@@ -334,6 +433,10 @@ fn strip(headers: &mut HeaderMap) {
     let others = ["keep-alive", "proxy-connection"].map(HeaderName::from_static);
     for name in named.iter().chain(&HOP_BY_HOP).chain(&others).chain([&header::UPGRADE]) {
         headers.remove(name);
+    }
+    // Trailers pass; gRPC asks for them.
+    if headers.get(header::TE).is_some_and(|value| value != "trailers") {
+        headers.remove(header::TE);
     }
 }
 

@@ -32,6 +32,16 @@ pub enum Refusal {
         /// What it says.
         said: String,
     },
+    /// A secret that its requests are to have cannot be had.
+    #[error(
+        "the credential for `{0}` cannot be had at the moment, and nothing is sent there without it"
+    )]
+    NoSecret(Host),
+    /// It is signed with what stands for a secret.
+    #[error(
+        "the request to `{0}` is signed with a placeholder: the secret that it stands for is put in here, after signing, so that no host could check the signature; use a credential that is sent as it is, such as a token"
+    )]
+    Signed(Host),
     /// It cannot be understood.
     #[error("{0}")]
     Malformed(&'static str),
@@ -50,6 +60,8 @@ impl Refusal {
             Self::NoAddress(_) => "no_address",
             Self::Unreachable(..) => "unreachable",
             Self::Mismatch { .. } => "mismatch",
+            Self::NoSecret(_) => "no_secret",
+            Self::Signed(_) => "signed",
             Self::Malformed(_) => "malformed",
             Self::TooMany => "too_many",
         }
@@ -58,10 +70,14 @@ impl Refusal {
     /// The status of an HTTP answer that says so.
     pub(crate) fn status(&self) -> http::StatusCode {
         match self {
-            Self::NotAllowed(_) | Self::Private(_) | Self::Metadata(_) | Self::Mismatch { .. } => {
-                http::StatusCode::FORBIDDEN
+            Self::NotAllowed(_)
+            | Self::Private(_)
+            | Self::Metadata(_)
+            | Self::Mismatch { .. }
+            | Self::Signed(_) => http::StatusCode::FORBIDDEN,
+            Self::NoAddress(_) | Self::Unreachable(..) | Self::NoSecret(_) => {
+                http::StatusCode::BAD_GATEWAY
             }
-            Self::NoAddress(_) | Self::Unreachable(..) => http::StatusCode::BAD_GATEWAY,
             Self::Malformed(_) => http::StatusCode::BAD_REQUEST,
             Self::TooMany => http::StatusCode::TOO_MANY_REQUESTS,
         }

@@ -10,7 +10,12 @@ pub(crate) struct Replacer {
     by: Vec<Vec<u8>>,
     /// The end of what came, which may be the beginning of a word.
     held: Vec<u8>,
+    /// How much of what is held is out already, and is kept to know the rest of a word by.
+    out: usize,
 }
+
+/// Beginnings of words that are everywhere.
+const COMMON: usize = 3;
 
 impl Replacer {
     /// Replaces each first by its second; longer words win over their beginnings. None if there is nothing to replace.
@@ -22,7 +27,12 @@ impl Replacer {
         let (words, by): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
         // It fails only for words of gigabytes.
         let finder = AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).build(&words);
-        Some(Self { finder: finder.ok()?, words, by, held: Vec::new() })
+        Some(Self { finder: finder.ok()?, words, by, held: Vec::new(), out: 0 })
+    }
+
+    /// Replaces each word by as many stars. None if there is nothing to replace.
+    pub(crate) fn scrubber(words: Vec<Vec<u8>>) -> Option<Self> {
+        Self::new(words.into_iter().map(|word| (word.clone(), stars(word.len()))).collect())
     }
 
     /// The next piece, with what was held back.
@@ -33,13 +43,34 @@ impl Replacer {
         let keep = self.unfinished(&bytes);
         let (ready, rest) = bytes.split_at(bytes.len() - keep);
         self.held = rest.to_vec();
-        self.replace(ready)
+        let out = self.out.min(ready.len());
+        self.out -= out;
+        self.replace(ready).split_off(out)
     }
 
     /// What is left at the end.
     pub(crate) fn finish(&mut self) -> Bytes {
         let rest = std::mem::take(&mut self.held);
-        self.replace(&rest)
+        self.replace(&rest).split_off(std::mem::take(&mut self.out))
+    }
+
+    /// Whether something is held that has not gone out.
+    pub(crate) fn waits(&self) -> bool {
+        self.held.len() > self.out
+    }
+
+    /// What is held, which cannot wait any longer for what comes next. Of a word that is to become stars, no more than what is everywhere gets out, and the rest of it is still
+    /// known when it comes; of other words nothing more is known.
+    pub(crate) fn cut(&mut self) -> Bytes {
+        let scrubs = self.words.iter().zip(&self.by).all(|(word, by)| word.len() == by.len());
+        if !scrubs {
+            return self.finish();
+        }
+        let fresh = self.held.get(self.out..).unwrap_or_default();
+        let hidden = self.held.len() > COMMON;
+        let cut = if hidden { stars(fresh.len()).into() } else { Bytes::copy_from_slice(fresh) };
+        self.out = self.held.len();
+        cut
     }
 
     /// All of it at once.
@@ -78,6 +109,10 @@ impl Replacer {
     }
 }
 
+fn stars(count: usize) -> Vec<u8> {
+    vec![b'*'; count]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -114,6 +149,26 @@ mod tests {
         assert_eq!(replacer.push(b"data: 1\n\n"), "data: 1\n\n");
         assert_eq!(replacer.push(b"data: se"), "data: ");
         assert_eq!(replacer.push(b"ven\n"), "seven\n");
+    }
+
+    #[test]
+    fn what_was_cut_off_is_remembered() {
+        let mut scrubber = Replacer::scrubber(vec![b"secret".to_vec()]).expect("a word");
+        assert_eq!(scrubber.push(b"a se"), "a ");
+        assert!(scrubber.waits());
+        assert_eq!(scrubber.cut(), "se");
+        assert!(!scrubber.waits());
+        assert_eq!(scrubber.cut(), "", "only once");
+        assert_eq!(scrubber.push(b"c"), "", "it may still be the word");
+        assert_eq!(scrubber.push(b"ret, secre"), "****, ");
+        assert_eq!(scrubber.cut(), "*****");
+        assert_eq!(scrubber.push(b"t se"), "* ");
+        assert_eq!(scrubber.cut(), "se");
+        assert_eq!(scrubber.push(b"ven"), "ven");
+        let mut placing = replacer(&[("word", "a longer one")]);
+        assert_eq!(placing.push(b"wo"), "");
+        assert_eq!(placing.cut(), "wo");
+        assert_eq!(placing.push(b"rd word"), "rd a longer one");
     }
 
     proptest! {

@@ -66,12 +66,12 @@ async fn inspected<C>(
         Ok(opening) => match &opening.kind {
             Kind::Http => {
                 let client = join(Cursor::new(opening.bytes).chain(from), back);
-                return proxy::serve_one(outlet, client, to.clone(), Some(upstream), place).await;
+                return proxy::serve_plain(outlet, client, to.clone(), upstream, place).await;
             }
             Kind::Tls(Some(name)) if *name == to.host && secrets => {
                 let client = join(Cursor::new(opening.bytes).chain(from), back);
                 if let Some(client) = outlet.open_tls(client).await {
-                    proxy::serve_one(outlet, client, to.clone(), None, place).await;
+                    proxy::serve_opened(outlet, client, to.clone(), upstream, place).await;
                 }
                 return;
             }

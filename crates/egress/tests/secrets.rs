@@ -4,12 +4,22 @@
 
 use anyhow::Context;
 use async_trait::async_trait;
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Request, Response};
+use http_body_util::{BodyExt, Collected, StreamBody};
+use hyper::{
+    body::{Frame, Incoming},
+    server::conn::http2,
+    service::service_fn,
+};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls::{
     RootCertStore, ServerConfig,
     pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer},
 };
 use std::{
+    convert::Infallible,
     net,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -25,7 +35,7 @@ use tokio_util::{
     task::TaskTracker,
 };
 use vaquero_egress::{
-    Addresses, Authority, Dialer, HostRule, Injection, Injections, Injector, Outlet, Plan, Policy,
+    Addresses, Authority, By, Dialer, HostRule, Injection, Injections, Injector, Outlet, Plan, Policy,
     Sockets, trust,
 };
 use vaquero_types::SystemClock;
@@ -52,12 +62,14 @@ impl Changing {
 
 fn injection(hosts: &[&str]) -> Injection {
     Injection {
-        placeholder: PLACEHOLDER.to_owned(),
         secret: SECRET.to_owned(),
         hosts: Some(hosts.iter().filter_map(|host| HostRule::parse(host)).collect()),
-        header: true,
-        body: true,
+        by: placeholder(true, true),
     }
+}
+
+fn placeholder(header: bool, body: bool) -> By {
+    By::Placeholder { placeholder: PLACEHOLDER.to_owned(), header, body }
 }
 
 /// Answers each request with all that was read of it.
@@ -82,12 +94,16 @@ async fn echo(mut stream: impl AsyncRead + AsyncWrite + Unpin) {
             body.len() >= length.unwrap_or(0)
         };
         if whole {
+            if head.starts_with("GET /socket") {
+                return socket(stream, head).await;
+            }
             let echoed = text.replace("\r\n", "\n");
             let seen = head.lines().find(|line| line.to_lowercase().starts_with("x-key"));
             let packed =
                 if head.starts_with("POST /packed") { "content-encoding: gzip\r\n" } else { "" };
+            let status = if head.contains(" /denied") { "403 Forbidden" } else { "200 OK" };
             let answer = format!(
-                "HTTP/1.1 200 OK\r\n{packed}content-length: {}\r\nx-seen: {}\r\n\r\n{echoed}",
+                "HTTP/1.1 {status}\r\n{packed}content-length: {}\r\nx-seen: {}\r\n\r\n{echoed}",
                 echoed.len(),
                 seen.unwrap_or("none")
             );
@@ -99,10 +115,61 @@ async fn echo(mut stream: impl AsyncRead + AsyncWrite + Unpin) {
     }
 }
 
-/// Two hosts on this machine, in plain and in TLS, and a sandbox's way out to them.
+/// Agrees to speak WebSocket and says what key came, in one frame and in two.
+async fn socket(mut stream: impl AsyncWrite + Unpin, head: &str) {
+    let extended = head.to_lowercase().contains("sec-websocket-extensions");
+    let key = head.lines().find_map(|line| line.strip_prefix("x-key: ")).unwrap_or("none");
+    let (first, second) = key.split_at(key.len() / 2);
+    let mut answer =
+        b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n"
+            .to_vec();
+    for (opcode, text) in [(0x81, key), (0x01, first), (0x80, second)] {
+        answer.extend([opcode, u8::try_from(text.len()).unwrap_or(0)]);
+        answer.extend(text.as_bytes());
+    }
+    answer.extend([0x81, 1, if extended { b'!' } else { b'.' }]);
+    // A client that hangs up ends it.
+    drop(stream.write_all(&answer).await);
+    drop(stream.shutdown().await);
+}
+
+/// Answers each request over HTTP/2 with what was read of it, in a body of two pieces and in trailers.
+async fn echo_http2(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
+    let service = service_fn(|request: Request<Incoming>| async move {
+        let key = request.headers().get("x-key").cloned();
+        let key = key.unwrap_or_else(|| HeaderValue::from_static("none"));
+        let path = request.uri().path().to_owned();
+        let host = request.uri().host().unwrap_or("nobody").to_owned();
+        if path == "/wait" {
+            // For the next request, which comes over the same connection.
+            GATE.0.notified().await;
+        } else if path == "/go" {
+            GATE.0.notify_one();
+        }
+        let read = request.into_body().collect().await.map(Collected::to_bytes).unwrap_or_default();
+        let mut trailers = HeaderMap::new();
+        trailers.insert("x-last", key.clone());
+        let frames = vec![
+            Ok::<_, Infallible>(Frame::data(Bytes::from(format!("{host} read ")))),
+            Ok(Frame::data(read)),
+            Ok(Frame::trailers(trailers)),
+        ];
+        let mut response = Response::new(StreamBody::new(futures::stream::iter(frames)));
+        response.headers_mut().insert("x-seen", key);
+        Ok::<_, Infallible>(response)
+    });
+    // A client that hangs up ends it.
+    drop(http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await);
+}
+
+struct Gate(tokio::sync::Notify);
+static GATE: Gate = Gate(tokio::sync::Notify::const_new());
+
+/// Two hosts on this machine, in plain, in TLS, and in TLS with HTTP/2, and a sandbox's way out to them.
 struct Rig {
     plain: u16,
     tls: u16,
+    http2: u16,
     proxy: net::SocketAddr,
     source: Arc<Changing>,
     authority: Arc<Authority>,
@@ -124,10 +191,15 @@ async fn rig(policy: Policy) -> anyhow::Result<Rig> {
         .with_safe_default_protocol_versions()?
         .with_no_client_auth()
         .with_single_cert(vec![leaf.der().clone()], key)?;
+    let mut both = config.clone();
+    both.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     let acceptor = TlsAcceptor::from(Arc::new(config));
-    let (plain, tls) =
-        (TcpListener::bind("127.0.0.1:0").await?, TcpListener::bind("127.0.0.1:0").await?);
-    let (plain_port, tls_port) = (plain.local_addr()?.port(), tls.local_addr()?.port());
+    let both = TlsAcceptor::from(Arc::new(both));
+    let plain = TcpListener::bind("127.0.0.1:0").await?;
+    let tls = TcpListener::bind("127.0.0.1:0").await?;
+    let http2 = TcpListener::bind("127.0.0.1:0").await?;
+    let port = |listener: &TcpListener| listener.local_addr().map(|address| address.port());
+    let ports = [port(&plain)?, port(&tls)?, port(&http2)?];
     let hosts = TaskTracker::new();
     let more = hosts.clone();
     hosts.spawn(async move {
@@ -141,6 +213,20 @@ async fn rig(policy: Policy) -> anyhow::Result<Rig> {
             let acceptor = acceptor.clone();
             more.spawn(async move {
                 if let Ok(stream) = acceptor.accept(stream).await {
+                    echo(stream).await;
+                }
+            });
+        }
+    });
+    let more = hosts.clone();
+    hosts.spawn(async move {
+        while let Ok((stream, _)) = http2.accept().await {
+            let acceptor = both.clone();
+            more.spawn(async move {
+                let Ok(stream) = acceptor.accept(stream).await else { return };
+                if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
+                    echo_http2(stream).await;
+                } else {
                     echo(stream).await;
                 }
             });
@@ -167,9 +253,11 @@ async fn rig(policy: Policy) -> anyhow::Result<Rig> {
     let (proxy, catch_all, names) = (bind()?, bind()?, net::UdpSocket::bind("127.0.0.1:0")?);
     let at = proxy.local_addr()?;
     outlet.serve(Sockets { proxy, catch_all, names })?;
+    let [plain, tls, http2] = ports;
     Ok(Rig {
-        plain: plain_port,
-        tls: tls_port,
+        plain,
+        tls,
+        http2,
         proxy: at,
         source,
         authority,
@@ -181,10 +269,18 @@ async fn rig(policy: Policy) -> anyhow::Result<Rig> {
 impl Rig {
     /// A client as in the sandbox: through the proxy, trusting the sandbox's authority alone.
     fn client(&self) -> anyhow::Result<reqwest::Client> {
-        let certificate = reqwest::Certificate::from_pem(self.authority.certificate().as_bytes())?;
+        self.client_of(&[])
+    }
+
+    fn client_http2(&self) -> anyhow::Result<reqwest::Client> {
+        self.client_of(&[b"h2"])
+    }
+
+    fn client_of(&self, protocols: &[&[u8]]) -> anyhow::Result<reqwest::Client> {
+        let mut tls = self.client_tls()?;
+        tls.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
         Ok(reqwest::Client::builder()
-            .use_preconfigured_tls(self.client_tls()?)
-            .add_root_certificate(certificate)
+            .use_preconfigured_tls(tls)
             .proxy(reqwest::Proxy::all(format!("http://{}", self.proxy))?)
             .timeout(PATIENCE)
             .build()?)
@@ -262,10 +358,10 @@ async fn other_hosts_get_the_placeholder_and_their_tls_is_not_opened() -> anyhow
 async fn a_secret_goes_only_where_it_is_to_go_in_a_request() -> anyhow::Result<()> {
     let rig = rig(Policy::Unrestricted).await?;
     let url = format!("https://api.test:{}/", rig.tls);
-    rig.source.set(vec![Injection { body: false, ..injection(&["api.test"]) }]);
+    rig.source.set(vec![Injection { by: placeholder(true, false), ..injection(&["api.test"]) }]);
     let (seen, read) = rig.post(&url, PLACEHOLDER.to_owned()).await?;
     assert!(seen.ends_with(STARS) && read.ends_with(PLACEHOLDER), "{seen} {read}");
-    rig.source.set(vec![Injection { header: false, ..injection(&["api.test"]) }]);
+    rig.source.set(vec![Injection { by: placeholder(false, true), ..injection(&["api.test"]) }]);
     let (seen, read) = rig.post(&url, PLACEHOLDER.to_owned()).await?;
     assert!(seen.ends_with(PLACEHOLDER) && read.ends_with(STARS), "{seen} {read}");
     // A new secret is used from the next request on, and none once it is archived.
@@ -304,5 +400,118 @@ async fn large_bodies_pass_in_pieces() -> anyhow::Result<()> {
     let sent = answer.bytes().filter(|byte| *byte == b'x').count();
     assert!(sent >= 2 << 20 && answer.contains(STARS), "{} bytes came", answer.len());
     assert!(!answer.contains(SECRET) && !answer.contains(PLACEHOLDER));
+    Ok(())
+}
+
+#[tokio::test]
+async fn http2_passes_with_its_secrets_taken_out() -> anyhow::Result<()> {
+    let rig = rig(Policy::Unrestricted).await?;
+    // To a host that speaks it as well, and to one that does not.
+    for port in [rig.http2, rig.tls] {
+        let url = format!("https://api.test:{port}/");
+        let request = rig.client_http2()?.post(&url).header("x-key", PLACEHOLDER);
+        let answer = request.body(format!("a {PLACEHOLDER}")).send().await?;
+        assert_eq!(answer.version(), http::Version::HTTP_2);
+        assert!(answer.headers()["x-seen"].to_str()?.ends_with(STARS), "{answer:?}");
+        let answer: Response<reqwest::Body> = answer.into();
+        let read = answer.into_body().collect().await?;
+        let trailers = read.trailers().cloned();
+        let text = String::from_utf8(read.to_bytes().to_vec())?;
+        assert!(text.ends_with(&format!("a {STARS}")) && text.contains("api.test"), "{text}");
+        if port == rig.http2 {
+            assert_eq!(trailers.context("trailers")?["x-last"], STARS);
+        }
+    }
+    // And from a client that does not.
+    let (seen, _) = rig.post(&format!("https://api.test:{}/", rig.http2), String::new()).await?;
+    assert!(seen.ends_with(STARS), "{seen}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn requests_over_http2_do_not_wait_for_each_other() -> anyhow::Result<()> {
+    let rig = rig(Policy::Unrestricted).await?;
+    let client = rig.client_http2()?;
+    let ask = |path: &str| client.get(format!("https://api.test:{}{path}", rig.http2)).send();
+    // The connection is made, then both go over it.
+    ask("/").await?.text().await?;
+    let (waited, went) = tokio::join!(ask("/wait"), ask("/go"));
+    assert_eq!((waited?.status(), went?.status()), (http::StatusCode::OK, http::StatusCode::OK));
+    Ok(())
+}
+
+#[tokio::test]
+async fn http2_names_the_host_it_goes_to() -> anyhow::Result<()> {
+    let rig = rig(Policy::Unrestricted).await?;
+    let mut request = reqwest::Request::new(
+        reqwest::Method::GET,
+        format!("https://api.test:{}/", rig.http2).parse()?,
+    );
+    request.headers_mut().insert("host", HeaderValue::from_static("other.test"));
+    let answer = rig.client_http2()?.execute(request).await?;
+    assert_eq!(answer.status(), 403);
+    let said = answer.text().await?;
+    assert!(said.contains("must name the host it goes to"), "{said}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn web_sockets_do_not_hand_secrets_back() -> anyhow::Result<()> {
+    let rig = rig(Policy::Unrestricted).await?;
+    let mut stream = TcpStream::connect(rig.proxy).await?;
+    let request = format!(
+        "GET http://api.test:{}/socket HTTP/1.1\r\nhost: api.test\r\nconnection: upgrade\r\nupgrade: websocket\r\nsec-websocket-extensions: permessage-deflate\r\nx-key: {PLACEHOLDER}\r\n\r\n",
+        rig.plain
+    );
+    stream.write_all(request.as_bytes()).await?;
+    let mut read = Vec::new();
+    timeout(PATIENCE, stream.read_to_end(&mut read)).await??;
+    let text = String::from_utf8_lossy(&read).into_owned();
+    let (head, frames) = text.split_once("\r\n\r\n").context("an answer")?;
+    assert!(head.starts_with("HTTP/1.1 101"), "{head}");
+    assert!(!text.contains("top-s3c") && !text.contains("et-value"), "{text}");
+    assert_eq!(frames.matches('*').count(), 2 * SECRET.len(), "{frames:?}");
+    assert!(frames.ends_with('.'), "nothing is compressed: {frames:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn headers_are_added_or_nothing_is_sent() -> anyhow::Result<()> {
+    let rig = rig(Policy::Unrestricted).await?;
+    let mut value = HeaderValue::from_str(&format!("Bearer {SECRET}"))?;
+    value.set_sensitive(true);
+    let headers = vec![("x-key".parse()?, value)];
+    let by = By::Headers { headers, tls: Some(true) };
+    rig.source.set(vec![Injection { by, ..injection(&["api.test"]) }]);
+    let get = |url: String| rig.client().map(|client| client.get(url).header("x-key", "mine"));
+    let answer = get(format!("https://api.test:{}/", rig.tls))?.send().await?;
+    assert_eq!(answer.headers()["x-seen"], format!("x-key: Bearer {STARS}"));
+    let answer = get(format!("http://api.test:{}/", rig.plain))?.send().await?;
+    assert_eq!(answer.headers()["x-seen"], "x-key: mine", "not in plain");
+    rig.source.set(vec![Injection { by: By::Refusal, ..injection(&["api.test"]) }]);
+    let answer = get(format!("https://api.test:{}/", rig.tls))?.send().await?;
+    assert_eq!(answer.status(), 502);
+    let said = answer.text().await?;
+    assert!(said.contains("nothing is sent there without it"), "{said}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn signed_requests_fail_with_an_explanation() -> anyhow::Result<()> {
+    let rig = rig(Policy::Unrestricted).await?;
+    let get = |path: &str, key: &str| {
+        let signed = format!("AWS4-HMAC-SHA256 Credential={key}/20300101/r/s/aws4_request");
+        let url = format!("https://api.test:{}{path}", rig.tls);
+        rig.client().map(|client| client.get(url).header("authorization", signed))
+    };
+    let answer = get("/", PLACEHOLDER)?.send().await?;
+    assert_eq!(answer.status(), 403);
+    let said = answer.text().await?;
+    assert!(said.contains("is signed with a placeholder"), "{said}");
+    // Whether the placeholder was the key, nobody can see; that the host refuses it, anybody.
+    let answer = get("/denied", "AKIA")?.send().await?;
+    assert!(answer.headers()["vaquero-egress"].to_str()?.contains("put in after signing"));
+    let answer = get("/", "AKIA")?.send().await?;
+    assert!(!answer.headers().contains_key("vaquero-egress"));
     Ok(())
 }
