@@ -18,7 +18,7 @@ use vaquero_types::{
 };
 use vaquero_vault::{Keyring, secrets};
 
-pub(crate) const KIND: &str = vaquero_vault::variables::CREDENTIAL;
+pub(crate) const KIND: &str = vaquero_vault::credentials::CREDENTIAL;
 /// Most active credentials of a vault.
 pub(crate) const MOST: usize = 20;
 
@@ -170,6 +170,6 @@ pub(crate) async fn open(
 }
 
 pub(crate) fn taken() -> ApiError {
-    let message = "an active credential for the same server or variable exists already in this vault; archive it first";
+    let message = "an active credential for the same server, variable or headers exists already in this vault; archive it first";
     ApiError::new(ErrorCode::Conflict, message)
 }

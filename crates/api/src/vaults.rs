@@ -12,7 +12,7 @@ use serde_json::Value;
 use vaquero_store::{Document, Expect, StoreError, Write};
 use vaquero_types::{ApiError, WorkspaceId, vault::Vault};
 
-pub(crate) const KIND: &str = "vault";
+pub(crate) const KIND: &str = vaquero_vault::credentials::VAULT;
 
 pub(crate) fn show(vault: &Vault) -> Value {
     serde_json::to_value(vault).expect("a vault is plain data")

@@ -160,6 +160,50 @@ async fn what_makes_no_sense_is_refused_without_repeating_it() {
 }
 
 #[tokio::test]
+async fn metadata_can_say_that_a_credential_is_for_headers() {
+    let rig = Rig::new().await;
+    let metadata = json!({
+        "vaquero.managed_agents.role": "credential",
+        "vaquero.managed_agents.kind": "http_headers",
+        "vaquero.managed_agents.target_domains": "api.example.com",
+        "vaquero.managed_agents.headers_json": r#"{"x-api-key":"{{ .token }}"}"#,
+    });
+    let mut wrong = metadata.clone();
+    wrong["vaquero.managed_agents.kind"] = json!("oauth");
+    let refused = rig.post("/v1/vaults", json!({ "display_name": "v", "metadata": wrong })).await;
+    assert!(refused.invalid().starts_with("metadata.vaquero.managed_agents.kind: expected"));
+    let made = rig.post("/v1/vaults", json!({ "display_name": "v", "metadata": metadata })).await;
+    let vault = format!("/v1/vaults/{}", id(&made.ok()));
+    let path = format!("{vault}/credentials");
+    let token = json!({ "auth": { "type": "static_bearer", "token": hush("token") } });
+    for (body, field) in [
+        (variable("A"), "auth.type: this vault's credential goes into headers"),
+        (
+            json!({ "auth": { "type": "static_bearer", "token": hush("t"), "mcp_server_url": "https://m.example" } }),
+            "auth.mcp_server_url",
+        ),
+    ] {
+        let refused = rig.post(&path, body).await;
+        let said = refused.invalid();
+        assert!(said.starts_with(field), "{said}");
+    }
+    let shown = rig.post(&path, token.clone()).await.ok();
+    assert_eq!(shown["auth"], json!({ "type": "static_bearer", "mcp_server_url": "" }));
+    assert_eq!(rig.post(&path, token.clone()).await.status, 409, "exactly one is active");
+    // What its credentials are for does not change under them.
+    let plain = json!({ "metadata": {
+        "vaquero.managed_agents.role": null, "vaquero.managed_agents.kind": null,
+        "vaquero.managed_agents.target_domains": null, "vaquero.managed_agents.headers_json": null,
+    } });
+    assert!(rig.post(&vault, plain.clone()).await.invalid().contains("archive them first"));
+    let one = json!({ "metadata": { "vaquero.managed_agents.target_domains": "b.example.com" } });
+    rig.post(&vault, one).await.ok();
+    rig.post(&format!("{path}/{}/archive", id(&shown)), json!({})).await.ok();
+    rig.post(&vault, plain).await.ok();
+    assert!(rig.post(&path, token).await.invalid().starts_with("auth.mcp_server_url"));
+}
+
+#[tokio::test]
 async fn what_is_fixed_stays_and_the_rest_changes() {
     let rig = Rig::new().await;
     let path = format!("/v1/vaults/{}/credentials", vault(&rig).await);

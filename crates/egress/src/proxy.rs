@@ -11,7 +11,8 @@ use crate::{
     websocket,
 };
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header,
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
+    header,
     uri::{PathAndQuery, Scheme},
 };
 use http_body_util::{BodyExt, Full};
@@ -114,7 +115,7 @@ impl Relay {
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD)
             .half_close(true)
-            .max_buf_size(HEAD_BYTES)
+            .max_buf_size(HEAD_BYTES as usize)
             .preserve_header_case(true)
             .serve_connection(TokioIo::new(client), service)
             .with_upgrades()
@@ -134,7 +135,7 @@ impl Relay {
         let served = http2::Builder::new(tasks)
             .timer(TokioTimer::new())
             .max_concurrent_streams(AT_ONCE)
-            .max_header_list_size(HEAD_BYTES as u32)
+            .max_header_list_size(HEAD_BYTES)
             .serve_connection(TokioIo::new(client), service)
             .await;
         if let Err(error) = served {
@@ -266,7 +267,8 @@ impl Relay {
             let Some(client) = client else {
                 return Err(Refusal::Malformed("the host changed the protocol unasked"));
             };
-            let (place, scrubber) = (Arc::clone(&self.place), secrets.as_ref().map(ForHost::scrubber));
+            let (place, scrubber) =
+                (Arc::clone(&self.place), secrets.as_ref().map(ForHost::scrubber));
             self.outlet.spawn(async move {
                 let _place = place;
                 if let (Ok(client), Ok(upstream)) = (client.await, upstream.await) {
@@ -361,7 +363,10 @@ impl Relay {
 /// Whether what a host answers can be looked through for secrets: it was asked for that.
 fn readable(headers: &HeaderMap) -> Result<(), Refusal> {
     let says = |name: HeaderName, plain: &str| {
-        headers.get_all(name).iter().any(|value| !value.as_bytes().eq_ignore_ascii_case(plain.as_bytes()))
+        headers
+            .get_all(name)
+            .iter()
+            .any(|value| !value.as_bytes().eq_ignore_ascii_case(plain.as_bytes()))
     };
     let packed = says(header::CONTENT_ENCODING, "identity")
         || says(header::TRANSFER_ENCODING, "chunked")

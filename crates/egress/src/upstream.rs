@@ -16,7 +16,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use std::{future::Future, sync::Arc};
 
 /// Largest head of a request or an answer.
-pub(crate) const HEAD_BYTES: usize = 64 << 10;
+pub(crate) const HEAD_BYTES: u32 = 64 << 10;
 
 /// Runs what a connection needs for as long as the sandbox has its way out.
 #[derive(Clone)]
@@ -54,7 +54,7 @@ impl Sender {
         if http2 {
             let (sender, connection) = http2::Builder::new(Tasks(Arc::clone(outlet)))
                 .timer(TokioTimer::new())
-                .max_header_list_size(HEAD_BYTES as u32)
+                .max_header_list_size(HEAD_BYTES)
                 .handshake(upstream)
                 .await?;
             outlet.spawn(async move {
@@ -63,7 +63,7 @@ impl Sender {
             return Ok(Self::AtOnce(sender));
         }
         let (sender, connection) = http1::Builder::new()
-            .max_buf_size(HEAD_BYTES)
+            .max_buf_size(HEAD_BYTES as usize)
             .preserve_header_case(true)
             .handshake(upstream)
             .await?;
@@ -108,7 +108,8 @@ fn absolute(mut request: Request<Body>, tls: bool) -> Request<Body> {
     let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
     let scheme = if tls { Scheme::HTTPS } else { Scheme::HTTP };
     let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
-    let whole = Uri::builder().scheme(scheme).authority(host.unwrap_or_default()).path_and_query(path);
+    let whole =
+        Uri::builder().scheme(scheme).authority(host.unwrap_or_default()).path_and_query(path);
     if let Ok(uri) = whole.build() {
         *request.uri_mut() = uri;
         request.headers_mut().remove(header::HOST);

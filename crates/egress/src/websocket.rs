@@ -26,7 +26,7 @@ pub(crate) async fn scrubbed(
     let mut frames = Frames { scrubber, head: Vec::with_capacity(HEAD), left: 0 };
     let mut piece = vec![0; PIECE];
     while let Ok(count @ 1..) = host.read(&mut piece).await {
-        let Some(passed) = frames.pass(&piece[..count]) else { break };
+        let Ok(passed) = frames.pass(&piece[..count]) else { break };
         if client.write_all(&passed).await.is_err() {
             return;
         }
@@ -36,12 +36,11 @@ pub(crate) async fn scrubbed(
 }
 
 impl Frames {
-    /// The next piece without secrets; `None` if it is not what a server may send.
-    fn pass(&mut self, mut piece: &[u8]) -> Option<Vec<u8>> {
+    /// The next piece without secrets.
+    fn pass(&mut self, mut piece: &[u8]) -> Result<Vec<u8>, Broken> {
         let mut passed = Vec::with_capacity(piece.len() + HEAD);
-        while !piece.is_empty() {
+        while let Some((byte, rest)) = piece.split_first() {
             if self.left == 0 {
-                let (byte, rest) = piece.split_first()?;
                 self.head.push(*byte);
                 piece = rest;
                 if let Some(length) = payload(&self.head)? {
@@ -59,24 +58,27 @@ impl Frames {
                 passed.extend_from_slice(&self.scrubber.cut());
             }
         }
-        Some(passed)
+        Ok(passed)
     }
 }
 
-/// The length of a frame's payload, once its head is complete; `None` for what servers must not send: masked frames, and lengths beyond all measure.
-fn payload(head: &[u8]) -> Option<Option<u64>> {
-    let Some(second) = head.get(1) else { return Some(None) };
+/// It is not what a server may send.
+struct Broken;
+
+/// The length of a frame's payload, once its head is complete. Servers must not mask frames, and lengths have 63 bits.
+fn payload(head: &[u8]) -> Result<Option<u64>, Broken> {
+    let Some(second) = head.get(1) else { return Ok(None) };
     if second & 0x80 != 0 {
-        return None;
+        return Err(Broken);
     }
     let more = match second & 0x7f {
         126 => 2,
         127 => 8,
-        short => return Some(Some(u64::from(short))),
+        short => return Ok(Some(u64::from(short))),
     };
-    let Some(length) = head.get(2..2 + more) else { return Some(None) };
+    let Some(length) = head.get(2..2 + more) else { return Ok(None) };
     let length = length.iter().fold(0, |sum, byte| sum << 8 | u64::from(*byte));
-    (length >> 63 == 0).then_some(Some(length))
+    if length >> 63 == 0 { Ok(Some(length)) } else { Err(Broken) }
 }
 
 #[cfg(test)]
@@ -94,7 +96,7 @@ mod tests {
         let mut frames = Frames { scrubber, head: Vec::new(), left: 0 };
         let mut all = Vec::new();
         for piece in bytes.chunks(size) {
-            all.extend(frames.pass(piece)?);
+            all.extend(frames.pass(piece).ok()?);
         }
         Some(all)
     }
@@ -127,7 +129,7 @@ mod tests {
         let scrubber = Replacer::scrubber(vec![b"secret-1".to_vec()]).expect("words");
         let mut frames = Frames { scrubber, head: Vec::new(), left: 0 };
         let sent = frame(0x81, "yes");
-        assert_eq!(frames.pass(&sent).expect("a frame"), sent);
+        assert_eq!(frames.pass(&sent).ok(), Some(sent));
     }
 
     #[test]

@@ -35,8 +35,8 @@ use tokio_util::{
     task::TaskTracker,
 };
 use vaquero_egress::{
-    Addresses, Authority, By, Dialer, HostRule, Injection, Injections, Injector, Outlet, Plan, Policy,
-    Sockets, trust,
+    Addresses, Authority, By, Dialer, HostRule, Injection, Injections, Injector, Outlet, Plan,
+    Policy, Sockets, trust,
 };
 use vaquero_types::SystemClock;
 
@@ -159,7 +159,11 @@ async fn echo_http2(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static
         Ok::<_, Infallible>(response)
     });
     // A client that hangs up ends it.
-    drop(http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await);
+    drop(
+        http2::Builder::new(TokioExecutor::new())
+            .serve_connection(TokioIo::new(stream), service)
+            .await,
+    );
 }
 
 struct Gate(tokio::sync::Notify);

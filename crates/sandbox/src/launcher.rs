@@ -22,6 +22,7 @@ mod skeleton;
 mod spares;
 mod start;
 pub(crate) mod sys;
+mod truststore;
 mod uids;
 pub(crate) mod wire;
 

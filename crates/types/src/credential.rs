@@ -57,9 +57,9 @@ pub enum Auth {
         /// How to get another one.
         refresh: Option<Refresh>,
     },
-    /// A token for an MCP server that stays the same.
+    /// A token that stays the same, for an MCP server or for headers.
     StaticBearer {
-        /// The server.
+        /// The server; empty in a vault whose credential goes into headers.
         mcp_server_url: String,
     },
     /// A variable in the sandbox that stands for a secret.
@@ -173,12 +173,24 @@ pub fn normal_url(url: &str) -> String {
 }
 
 impl CredentialDraft {
-    /// Decodes the body of `POST /v1/vaults/{vault_id}/credentials`.
-    pub fn decode(mut body: Fields, now: Timestamp) -> Result<Self, Invalid> {
+    /// Decodes the body of `POST /v1/vaults/{vault_id}/credentials`; `for_headers` if the vault's credential goes into headers.
+    pub fn decode(mut body: Fields, now: Timestamp, for_headers: bool) -> Result<Self, Invalid> {
         let mut secrets = Secrets::default();
         let mut auth = Fields::new(body.required("auth")?, body.at("auth"))?;
         let kind = auth.tag()?;
         let decoded = match kind.as_str() {
+            "static_bearer" if for_headers => {
+                if auth.text("mcp_server_url", 0, 2_048)?.is_some_and(|url| !url.is_empty()) {
+                    let reason = "this vault's credential goes into headers, to its target domains";
+                    return Err(auth.invalid("mcp_server_url", reason));
+                }
+                secrets.take_required(&mut auth, "token")?;
+                Auth::StaticBearer { mcp_server_url: String::new() }
+            }
+            _ if for_headers => {
+                let reason = "this vault's credential goes into headers: expected `static_bearer`";
+                return Err(auth.invalid("type", reason));
+            }
             "mcp_oauth" => Auth::McpOauth {
                 mcp_server_url: server_url(&mut auth, "mcp_server_url")?,
                 expires_at: expiry(&mut auth, now)?,

@@ -1,5 +1,9 @@
 //! Vaults: where credentials are kept for the sessions that name them.
 
+mod headers;
+
+pub use headers::HttpHeaders;
+
 use crate::{Fields, Invalid, Timestamp, VaultId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -50,6 +54,7 @@ impl VaultDraft {
             metadata: body.metadata("metadata")?,
         };
         body.finish()?;
+        HttpHeaders::of(&draft.metadata)?;
         Ok(draft)
     }
 
@@ -61,6 +66,7 @@ impl VaultDraft {
             metadata: body.patch_metadata("metadata", &stored.metadata, false)?,
         };
         body.finish()?;
+        HttpHeaders::of(&draft.metadata)?;
         Ok(draft)
     }
 }

@@ -12,16 +12,17 @@ use std::{
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use vaquero_egress::{
-    Addresses, Authority, Dialer, HostRule, Injection, Injections, Injector, Outlet, Plan, Policy,
-    TrustedHosts, system_trust,
+    Addresses, Authority, By, Dialer, HostRule, Injection, Injections, Injector, Outlet, Plan,
+    Policy, TrustedHosts, system_trust,
 };
 use vaquero_sandbox::{Outbound, Reach, SandboxKey, Sockets, Trust, Uplink, Vaults};
-use vaquero_store::SharedStore;
+use vaquero_store::{SharedStore, StoreError};
 use vaquero_types::{
     Clock,
-    credential::{Auth, CredentialNetworking},
+    credential::{Auth, Credential, CredentialNetworking, InjectionLocation},
+    vault::HttpHeaders,
 };
-use vaquero_vault::{Keys, variables};
+use vaquero_vault::{Keyring, Keys, headers, secrets, variables};
 
 /// How long secrets are used before they are read again: this long after a change the old ones may still be.
 const FRESH: Duration = Duration::from_secs(2);
@@ -139,27 +140,59 @@ impl Secrets {
         (at.elapsed() < within).then(|| Arc::clone(injections))
     }
 
-    async fn open(&self) -> anyhow::Result<Arc<[Injection]>> {
-        let ring = self.keys.get().map_err(anyhow::Error::msg)?;
-        let Vaults { workspace, ids } = &self.vaults;
-        let opened = variables::open(self.store.as_ref(), &ring, workspace, ids).await?;
-        let injections =
-            opened.into_iter().filter_map(|variables::Opened { credential, secret }| {
-                let placeholder = variables::placeholder(&credential.id);
-                let Auth::EnvironmentVariable { networking, injection_location, .. } =
-                    credential.auth
-                else {
-                    return None;
-                };
-                let hosts = match networking {
-                    CredentialNetworking::Unrestricted => None,
-                    CredentialNetworking::Limited { allowed_hosts } => Some(rules(&allowed_hosts)),
-                };
-                let (header, body) = (injection_location.header, injection_location.body);
-                Some(Injection { placeholder, secret, hosts, header, body })
-            });
-        Ok(injections.collect())
+    async fn open(&self) -> Result<Arc<[Injection]>, StoreError> {
+        let ring = self.keys.get().inspect_err(|why| tracing::error!(why, "no secret opens")).ok();
+        let (store, Vaults { workspace, ids }) = (self.store.as_ref(), &self.vaults);
+        let mut injections = Vec::new();
+        for (_, credential) in variables::of_vaults(store, workspace, ids).await? {
+            if let Some(secret) = self.secret(ring.as_deref(), &credential, "secret_value").await? {
+                injections.extend(by_placeholder(credential, secret));
+            }
+        }
+        for (headers, credential) in headers::of_vaults(store, workspace, ids).await? {
+            let secret = match &credential {
+                Some(credential) => self.secret(ring.as_deref(), credential, "token").await?,
+                None => None,
+            };
+            injections.extend(by_headers(&headers, secret));
+        }
+        Ok(injections.into())
     }
+
+    async fn secret(
+        &self,
+        ring: Option<&Keyring>,
+        credential: &Credential,
+        field: &str,
+    ) -> Result<Option<String>, StoreError> {
+        let Some(ring) = ring else { return Ok(None) };
+        let workspace = &self.vaults.workspace;
+        secrets::open(self.store.as_ref(), ring, workspace, &credential.id, field).await
+    }
+}
+
+fn by_placeholder(credential: Credential, secret: String) -> Option<Injection> {
+    let placeholder = variables::placeholder(&credential.id);
+    let Auth::EnvironmentVariable { networking, injection_location, .. } = credential.auth else {
+        return None;
+    };
+    let hosts = match networking {
+        CredentialNetworking::Unrestricted => None,
+        CredentialNetworking::Limited { allowed_hosts } => Some(rules(&allowed_hosts)),
+    };
+    let InjectionLocation { header, body } = injection_location;
+    Some(Injection { secret, hosts, by: By::Placeholder { placeholder, header, body } })
+}
+
+fn by_headers(headers: &HttpHeaders, secret: Option<String>) -> Option<Injection> {
+    let hosts = Some(rules(&headers.hosts));
+    let rendered = secret.as_deref().and_then(|token| headers.render(token));
+    let by = match rendered {
+        Some(rendered) => By::Headers { headers: rendered, tls: Some(headers.tls) },
+        None if headers.required => By::Refusal,
+        None => return None,
+    };
+    Some(Injection { secret: secret.unwrap_or_default(), hosts, by })
 }
 
 #[async_trait]
@@ -175,8 +208,10 @@ impl Injections for Secrets {
                 injections
             }
             Err(error) => {
-                tracing::error!(vaults = ?self.vaults.ids, error = format!("{error:#}"), "secrets cannot be read");
-                self.known(STALE).unwrap_or_else(|| Arc::from([]))
+                tracing::error!(vaults = ?self.vaults.ids, %error, "secrets cannot be read");
+                // Nobody knows which hosts should get one.
+                let refusal = Injection { secret: String::new(), hosts: None, by: By::Refusal };
+                self.known(STALE).unwrap_or_else(|| Arc::from([refusal]))
             }
         }
     }

@@ -199,6 +199,86 @@ async fn a_secret_reaches_its_host_and_never_the_sandbox() -> anyhow::Result<()>
     Ok(())
 }
 
+/// Asks for what its argument names, and prints the answer.
+const ASK: &str = r#"
+import java.net.URI;
+import java.net.http.*;
+
+class Ask {
+    public static void main(String[] args) throws Exception {
+        var body = HttpRequest.BodyPublishers.ofString(System.getenv("TOKEN") + " END");
+        var request = HttpRequest.newBuilder(URI.create(args[0])).POST(body);
+        var answer = HttpClient.newBuilder().version(HttpClient.Version.HTTP_1_1).build()
+            .send(request.build(), HttpResponse.BodyHandlers.ofString());
+        System.out.println(answer.body());
+    }
+}
+"#;
+
+/// Java has its own store of certificates and honours no proxy variables.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn java_trusts_what_opens_its_connections() -> anyhow::Result<()> {
+    let rig = rig().await?;
+    if rig.sh("command -v javac").await?.is_empty() {
+        println!("left out: there is no JDK on this machine");
+        return Ok(());
+    }
+    let said = rig
+        .sh(&format!(
+            "echo '{}' > Ask.java; java Ask.java https://allowed.test:{}/ 2>&1",
+            ASK.replace('\n', " "),
+            rig.host.port
+        ))
+        .await?;
+    assert!(said.contains("****") && !said.contains(HUSH), "{said}");
+    assert!(rig.heard().contains(&format!("{HUSH}-first END")), "{said}");
+    let other =
+        rig.sh(&format!("java Ask.java https://other.test:{}/ 2>&1", rig.host.port)).await?;
+    assert!(other.contains("unable to find valid certification path"), "{other}");
+    Ok(())
+}
+
+/// A vault in the shape that Sandbox0's users know: its metadata says where the credential goes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_vault_can_say_into_which_headers_its_credential_goes() -> anyhow::Result<()> {
+    let mut rig = rig().await?;
+    let client = rig.server.client();
+    let metadata = json!({
+        "sandbox0.managed_agents.role": "credential",
+        "sandbox0.managed_agents.kind": "http_headers",
+        "sandbox0.managed_agents.target_domains": "https://other.test/api",
+        "sandbox0.managed_agents.headers_json": r#"{"authorization":"{{ .authorization }}","x-key":"k={{ .token }}"}"#,
+    });
+    let body = json!({ "display_name": "headers", "metadata": metadata });
+    let vault = id(&rig.server, "/v1/vaults", body).await?;
+    let auth = json!({ "type": "static_bearer", "token": format!("{HUSH}-header") });
+    let credentials = format!("/v1/vaults/{vault}/credentials");
+    let credential = id(&rig.server, &credentials, json!({ "auth": auth })).await?;
+    // The host need not be among those of the environment.
+    let networking = json!({ "type": "limited" });
+    let config = json!({ "type": "cloud", "networking": networking });
+    let environment =
+        id(&rig.server, "/v1/environments", json!({ "name": "narrow", "config": config })).await?;
+    let session = client.get(&format!("/v1/sessions/{}", rig.session)).await?;
+    let body = json!({ "agent": session["agent"]["id"], "environment_id": environment, "vault_ids": [rig.vault, vault] });
+    rig.session = id(&rig.server, "/v1/sessions", body).await?;
+    let back = rig.send("other.test", "").await?;
+    let heard = rig.heard().to_lowercase();
+    assert!(heard.contains(&format!("authorization: bearer {HUSH}-header")), "{heard}\n{back}");
+    assert!(heard.contains(&format!("x-key: k={HUSH}-header")), "{heard}");
+    assert!(back.contains("****") && !back.contains(HUSH), "{back}");
+    assert!(back.contains("vaquero_placeholder_"), "the other secret is not for this host: {back}");
+    assert!(rig.send("allowed.test", "").await?.contains("403"));
+    // Without its credential, nothing is sent.
+    client.post(&format!("{credentials}/{credential}/archive"), json!({})).await?;
+    eventually("requests are refused", async || {
+        let said = rig.send("other.test", "").await.ok()?;
+        said.contains("502").then_some(())
+    })
+    .await?;
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_secret_for_a_host_that_is_not_allowed_is_named() -> anyhow::Result<()> {
     let mut rig = rig().await?;

@@ -1,6 +1,8 @@
 //! Seals secrets at rest with AES-256-GCM. What is sealed names the key it is sealed with and is bound to its place: copied to another row, it does not open. Nothing here is
 //! ever shown: no value of this crate prints a secret or a key.
 
+pub mod credentials;
+pub mod headers;
 pub mod secrets;
 pub mod variables;
 

@@ -107,6 +107,24 @@ pub async fn read(
     serde_json::from_slice(&plain).map(Some).map_err(|_| damaged())
 }
 
+/// The secret of a credential by its field's name. One that does not open is missing, and the log says why: others are of use without it.
+pub async fn open(
+    store: &dyn Store,
+    ring: &Keyring,
+    workspace: &WorkspaceId,
+    credential: &CredentialId,
+    field: &str,
+) -> Result<Option<String>, StoreError> {
+    match read(store, ring, workspace, credential).await {
+        Err(SecretError::Store(error)) => Err(error),
+        Err(error) => {
+            tracing::error!(%credential, %error, "a secret does not open");
+            Ok(None)
+        }
+        Ok(found) => Ok(found.and_then(|mut secrets| secrets.0.remove(field))),
+    }
+}
+
 /// Seals everything anew that is not sealed with the current key; how many that were. Servers that know the current key go on meanwhile.
 pub async fn reseal(
     store: &dyn Store,

@@ -15,7 +15,7 @@ use vaquero_types::{
     environment::{Config, Environment, Networking, allows},
     event::server::{self, EventBody},
 };
-use vaquero_vault::variables;
+use vaquero_vault::{headers, variables};
 
 /// Which session's.
 #[derive(Clone, Debug)]
@@ -50,7 +50,13 @@ impl Origin {
         if world.compute.capabilities().networking == Networks::None {
             return Ok(());
         }
-        let reach = self.reach(world, config).await;
+        let mut reach = self.reach(world, config).await;
+        if let Reach::Limited(allowed) = &mut reach {
+            let found = headers::of_vaults(world.store.as_ref(), &self.workspace, &self.vaults);
+            for (headers, _) in found.await.map_err(|error| unknown(&error.to_string()))? {
+                allowed.extend(headers.hosts);
+            }
+        }
         let (workspace, ids) = (self.workspace.clone(), self.vaults.clone());
         let vaults = (!ids.is_empty()).then_some(Vaults { workspace, ids });
         spec.outbound = Some(Outbound { reach, vaults });

@@ -14,6 +14,7 @@ use vaquero_store::Expect;
 use vaquero_types::{
     ApiError, CredentialId,
     credential::{Credential, CredentialDraft, CredentialKind},
+    vault::HttpHeaders,
 };
 
 pub(crate) async fn handler(
@@ -28,7 +29,8 @@ async fn decide(app: App, posted: Arc<Posted>, ids: PathIds) -> Result<Outcome> 
     let workspace = &posted.caller.workspace;
     let (document, vault) = vaults::find_open(&app, workspace, ids.get("vault_id")).await?;
     let now = app.now();
-    let draft = CredentialDraft::decode(posted.fields()?, now)?;
+    let for_headers = HttpHeaders::of(&vault.metadata)?.is_some();
+    let draft = CredentialDraft::decode(posted.fields()?, now, for_headers)?;
     let there = credentials::of_vault(&app, workspace, &vault.id).await?;
     if there.iter().filter(|(_, one)| one.archived_at.is_none()).count() >= credentials::MOST {
         let most = credentials::MOST;

@@ -59,6 +59,9 @@ const TRUSTING: [&str; 12] = [
     "HTTPLIB2_CA_CERTS",
 ];
 
+/// The same for Java, which asks only itself.
+const JAVA_TRUST: &str = "-Djavax.net.ssl.trustStore=/etc/ssl/certs/java/cacerts";
+
 /// What is asked for.
 pub(crate) struct Order<'a> {
     pub(crate) key: &'a SandboxKey,
@@ -383,9 +386,11 @@ fn walls(
     root.masked = !ready.left_out.is("masks");
     root.layer = LayerPlan::open(order.layer, &ready.skeleton, trees, order.fresh)?;
     if let Some(trust) = order.trust {
-        let bundle = order.session.join("trust.pem");
-        ready.skeleton.write_trust(&bundle, &trust.certificate)?;
-        root.trust = Some(Source::of(&bundle, trees, ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV)?);
+        let files = ready.skeleton.write_trust(&order.session, &trust.certificate)?;
+        for (file, place) in files {
+            let source = Source::of(&file, trees, ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV)?;
+            root.trust.push((source, CString::new(place)?));
+        }
     }
     Ok(Walls::Isolated { root: Box::new(root), own_ids: order.base.is_some(), sockets })
 }
@@ -412,6 +417,7 @@ fn environment(order: &Order<'_>) -> io::Result<Vec<CString>> {
         }
         if order.trust.is_some() {
             all.extend(TRUSTING.map(|name| (name, TRUST)));
+            all.insert("JAVA_TOOL_OPTIONS", JAVA_TRUST);
         }
         for name in ["NO_PROXY", "no_proxy"] {
             all.insert(name, "localhost,127.0.0.1,::1");

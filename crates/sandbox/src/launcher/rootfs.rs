@@ -36,8 +36,8 @@ pub(crate) struct RootPlan {
     pub(crate) pid_max: bool,
     /// Hides what `/proc` shows of the whole machine.
     pub(crate) masked: bool,
-    /// A file of certificates that takes the place of the host's.
-    pub(crate) trust: Option<Source>,
+    /// Files of certificates that take the place of the host's.
+    pub(crate) trust: Vec<(Source, CString)>,
     /// What lies over all of it.
     pub(crate) layer: Option<LayerPlan>,
 }
@@ -61,7 +61,7 @@ impl RootPlan {
                 .collect(),
         };
         let aliases = skeleton.aliases().to_vec();
-        let (session, masked, trust, layer) = (session?, true, None, None);
+        let (session, masked, trust, layer) = (session?, true, Vec::new(), None);
         let host_usr = !skeleton.is_chosen();
         Ok(Self {
             skeleton: root,
@@ -117,8 +117,10 @@ pub(crate) fn enter(plan: RootPlan) -> Result<(), Step> {
         session.push((at("open the workspace", tree)?, place));
     }
 
-    let trust = plan.trust.map(|source| source.into_tree(guarded)).transpose();
-    let trust = at("open the certificates", trust)?;
+    let mut trust = Vec::new();
+    for (source, place) in plan.trust {
+        trust.push((at("open the certificates", source.into_tree(guarded))?, place));
+    }
     let mut seeds = Vec::new();
     if let Some(layer) = plan.layer {
         let joined = layer.join()?;
@@ -146,8 +148,8 @@ pub(crate) fn enter(plan: RootPlan) -> Result<(), Step> {
     for (tree, place) in &session {
         at("mount the workspace", attach(tree.as_fd(), place))?;
     }
-    if let Some(trust) = &trust {
-        at("mount the certificates", attach(trust.as_fd(), c"etc/ssl/certs/ca-certificates.crt"))?;
+    for (tree, place) in &trust {
+        at("mount the certificates", attach(tree.as_fd(), place))?;
     }
     mount_kernel_file_systems(&plan.limits)?;
     if plan.pid_max {

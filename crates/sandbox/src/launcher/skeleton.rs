@@ -11,6 +11,7 @@ use super::debian;
 use super::foreign::{self, Start};
 use super::mounts::c_path;
 use super::public::{copy_public, copy_public_dir};
+use super::truststore;
 
 /// The host's top-level entries that belong to `/usr`, wherever a distribution keeps them.
 const USR_ALIASES: [&str; 6] = ["bin", "sbin", "lib", "lib32", "lib64", "libx32"];
@@ -42,6 +43,8 @@ const PUBLIC_ETC_DIRS: [&str; 5] =
 
 /// Where programs find the certificates they trust.
 const BUNDLE: &str = "etc/ssl/certs/ca-certificates.crt";
+/// Where Java's programs do, on Debian and on what comes of it.
+const JAVA_STORE: &str = "etc/ssl/certs/java/cacerts";
 /// The skeleton on disk, and which parts of the host are mounted on it.
 #[derive(Debug)]
 pub(crate) struct Skeleton {
@@ -106,6 +109,7 @@ impl Skeleton {
             let bundles = [chosen.join(BUNDLE), Path::new("/").join(BUNDLE)];
             let bundle = bundles.iter().find_map(|path| fs::read(path).ok()).unwrap_or_default();
             fs::write(root.join(BUNDLE), bundle)?;
+            write_java_store(root)?;
             debian::settings(&root.join("etc"))?;
             let chosen = Chosen { dir: chosen.to_owned(), start: foreign::build(root)? };
             return Ok(Self {
@@ -126,6 +130,7 @@ impl Skeleton {
         if !bundle.exists() {
             fs::write(bundle, "")?;
         }
+        write_java_store(root)?;
         let aliases = link_aliases(root)?;
         debian::build(&extras)?;
         Ok(Self { root: root.to_owned(), aliases, extras, chosen: None })
@@ -158,13 +163,22 @@ impl Skeleton {
         }
     }
 
-    /// Writes a file of the host's certificates and another one.
-    pub(crate) fn write_trust(&self, to: &Path, certificate: &str) -> io::Result<()> {
+    /// Writes files of the host's certificates and another one, in each of the two formats that programs read; each with its place.
+    pub(crate) fn write_trust(
+        &self,
+        dir: &Path,
+        certificate: &str,
+    ) -> io::Result<[(PathBuf, &'static str); 2]> {
         let mut all = fs::read(self.root.join(BUNDLE))?;
         all.push(b'\n');
         all.extend_from_slice(certificate.as_bytes());
-        fs::write(to, all)?;
-        fs::set_permissions(to, fs::Permissions::from_mode(0o644))
+        let files = [(dir.join("trust.pem"), BUNDLE), (dir.join("trust.jks"), JAVA_STORE)];
+        let java = truststore::java(&all, 0);
+        for ((path, _), bytes) in files.iter().zip([all, java]) {
+            fs::write(path, bytes)?;
+            fs::set_permissions(path, fs::Permissions::from_mode(0o644))?;
+        }
+        Ok(files)
     }
 
     /// Where it is.
@@ -187,6 +201,17 @@ fn link_aliases(root: &Path) -> io::Result<Vec<(CString, CString)>> {
         }
     }
     Ok(mounts)
+}
+
+/// Where the host has no Java, a package may bring one.
+fn write_java_store(root: &Path) -> io::Result<()> {
+    let store = root.join(JAVA_STORE);
+    if fs::symlink_metadata(&store).is_ok_and(|meta| meta.is_file()) {
+        return Ok(());
+    }
+    drop(fs::remove_file(&store));
+    make_dir(store.parent().unwrap_or(root))?;
+    fs::write(&store, truststore::java(&fs::read(root.join(BUNDLE))?, 0))
 }
 
 fn make_dir(dir: &Path) -> io::Result<()> {
@@ -228,6 +253,13 @@ fn write_etc(etc: &Path) -> io::Result<()> {
     }
     for name in PUBLIC_ETC_DIRS {
         copy_public_dir(&host.join(name), &etc.join(name), 3)?;
+    }
+    // Each version of Java has its settings in a directory of its own, and does nothing without.
+    for entry in fs::read_dir(host).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        if name.to_string_lossy().starts_with("java") && entry.file_type()?.is_dir() {
+            copy_public_dir(&entry.path(), &etc.join(name), 3)?;
+        }
     }
     Ok(())
 }

@@ -22,8 +22,8 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use vaquero_egress::{
-    Addresses, Authority, Dialer, HostRule, Injection, Injections, Injector, Outlet, Plan, Policy,
-    Sockets, trust,
+    Addresses, Authority, By, Dialer, HostRule, Injection, Injections, Injector, Outlet, Plan,
+    Policy, Sockets, trust,
 };
 use vaquero_types::SystemClock;
 
@@ -122,11 +122,13 @@ fn client(
     if let Some(opens) = egress {
         let authority = Arc::new(Authority::new(Arc::new(SystemClock))?);
         let secret = Injection {
-            placeholder: "vaquero_placeholder_of_the_load_program".to_owned(),
             secret: "a secret that nobody sends".to_owned(),
             hosts: Some(vec![HostRule::parse(HOST).context("a host")?]),
-            header: true,
-            body: true,
+            by: By::Placeholder {
+                placeholder: "vaquero_placeholder_of_the_load_program".to_owned(),
+                header: true,
+                body: true,
+            },
         };
         let source = Arc::new(Fixed(Arc::from(if opens { vec![secret] } else { Vec::new() })));
         let injector = Injector::new(&authority, source, trust(roots.clone())?)?;
