@@ -1,6 +1,7 @@
 //! The project's own chores: `cargo xtask test` sets up what the tests need and runs all of them.
 
 mod deps;
+mod machine;
 mod models;
 mod postgres;
 mod sdk;
@@ -22,6 +23,7 @@ const HELP: &str = "cargo xtask COMMAND
   ledger    write docs/compatibility.md and openapi/openapi.json anew
   postgres  start a throw-away PostgreSQL and say how to reach it, until it is interrupted
   models    check the models alone
+  machine   try the limits of sandboxes in an emulated machine alone
   load      measure a release build, see docs/performance.md (--quick, --help)
 ";
 
@@ -35,6 +37,10 @@ fn main() -> ExitCode {
         Some("models") => {
             let mut tally = Tally::default();
             models::run(&mut tally).map(|()| tally.close())
+        }
+        Some("machine") => {
+            let mut tally = Tally::default();
+            machine::run(&mut tally).map(|()| tally.close())
         }
         Some("sdk") => build().and_then(|()| {
             let mut tally = Tally::default();
@@ -161,5 +167,6 @@ fn test() -> anyhow::Result<bool> {
     }
     sdk::run(&mut tally, postgres.as_ref())?;
     models::run(&mut tally)?;
+    machine::run(&mut tally)?;
     Ok(tally.close())
 }

@@ -10,7 +10,8 @@ use std::process::Command;
 use std::sync::Arc;
 
 use vaquero_sandbox::{
-    ComputeProvider, LimitsMode, LocalConfig, LocalProvider, SandboxError, attacks,
+    ComputeProvider, LimitsBy, LimitsMode, LimitsState, LocalConfig, LocalProvider, SandboxError,
+    attacks,
 };
 
 /// Where a test that was started again by another one finds its data and its launcher.
@@ -125,4 +126,21 @@ async fn where_user_namespaces_are_off() {
     };
     assert!(what.contains("user.max_user_namespaces=0"), "{what}");
     assert!(fix.contains("sysctl user.max_user_namespaces="), "{fix}");
+}
+
+/// In a machine that has nothing else: where both are, the tests above may use the other.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "started in an emulated machine, as root and as an ordinary user"]
+async fn limits_hold_by_cgroup_v2() {
+    const LIMITS: [u8; 4] = [38, 39, 41, 49];
+    let dir = PathBuf::from(std::env::var_os(AGAIN).unwrap());
+    let mut config = config(&dir);
+    config.limits_mode = LimitsMode::Enforced;
+    let provider = LocalProvider::start(config, None).await.unwrap();
+    let by = provider.capabilities().limits;
+    assert_eq!(by, LimitsState::Enforced(LimitsBy::V2));
+    let verdicts = attacks::run(&provider, |number| LIMITS.contains(&number)).await;
+    provider.shutdown(false).await;
+    let succeeded: Vec<_> = verdicts.iter().filter(|verdict| verdict.outcome.is_err()).collect();
+    assert!(verdicts.len() > LIMITS.len() && succeeded.is_empty(), "{succeeded:#?}");
 }

