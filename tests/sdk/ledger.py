@@ -83,6 +83,40 @@ EXTENSION_SHAPES: dict[str, dict[str, object]] = {
         },
         "answers_like": "/v1/sessions",
     },
+    "/v1/sessions/{session_id}/sandbox": {
+        "summary": "What runs for a session, where, since when, and what it has used",
+        "answer": {
+            "type": "object",
+            "required": ["type", "session_id", "data"],
+            "properties": {
+                "type": {"const": "session_sandboxes"},
+                "session_id": {"type": "string"},
+                "data": {
+                    "type": "array",
+                    "items": {
+                        "type": "object",
+                        "properties": {
+                            "type": {"const": "sandbox"},
+                            "session_id": {"type": "string"},
+                            "name": {"type": "string"},
+                            "provider": {"type": "string"},
+                            "server": {"type": "string", "description": "The server that works with it"},
+                            "state": {"enum": ["running", "ended"]},
+                            "generation": {"type": "integer", "description": "Counts the session's sandboxes, from 1"},
+                            "started_at": {"type": "string", "format": "date-time"},
+                            "updated_at": {"type": "string", "format": "date-time"},
+                            "ended_at": {"type": ["string", "null"], "format": "date-time"},
+                            "active_seconds": {"type": "integer", "description": "How long the session's sandboxes have lived, all together"},
+                            "network": {
+                                "type": "object",
+                                "properties": {name: {"type": "integer"} for name in ("connections", "refusals", "sent_bytes", "received_bytes")},
+                            },
+                        },
+                    },
+                },
+            },
+        },
+    },
     "/v1/sessions/stop_all": {
         "summary": "Interrupts every running session of the workspace",
         "answer": {
@@ -100,19 +134,20 @@ EXTENSION_CONFIG: dict[str, object] = {
 ERRORS = {"description": "An error", "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}}
 
 
-def extension(path: str, paths: dict[str, typing.Any]) -> dict[str, object]:
+def extension(method: str, path: str, paths: dict[str, typing.Any]) -> dict[str, object]:
     known = EXTENSION_SHAPES[path]
     if "answers_like" in known:
         ok = paths[known["answers_like"]]["post"]["responses"]["200"]
     else:
         ok = {"description": "OK", "content": {"application/json": {"schema": known["answer"]}}}
     taken = {"type": "object", "properties": known.get("properties", {}), "additionalProperties": False}
+    body = {"requestBody": {"required": False, "content": {"application/json": {"schema": taken}}}} if method != "GET" else {}
     return {
         "operationId": re.sub(r"/{[^}]*}", "", path.removeprefix("/v1/")).replace("/", "."),
         "summary": known["summary"],
         "tags": ["extensions"],
         "x-extension": True,
-        "requestBody": {"required": False, "content": {"application/json": {"schema": taken}}},
+        **body,
         "parameters": [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in re.findall(r"{([^}]*)}", path)],
         "responses": {"200": ok, "default": ERRORS},
     }
@@ -233,7 +268,7 @@ def document(known: list[Operation], routes: dict[str, tuple[str, str]]) -> str:
             entry["requestBody"] = {"required": bool(required), "content": {"application/json": {"schema": body}}}
         paths.setdefault(path, {})[method.lower()] = entry
     for method, path in extensions():
-        paths.setdefault(path, {})[method.lower()] = extension(path, paths)
+        paths.setdefault(path, {})[method.lower()] = extension(method, path, paths)
     for name in ("BetaCloudConfig", "BetaCloudConfigParams"):
         components[name]["properties"] |= EXTENSION_CONFIG
     components["Error"] = {

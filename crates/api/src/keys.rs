@@ -4,7 +4,7 @@ use crate::app::App;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use vaquero_store::{
-    CommitError, Document, DocumentQuery, Expect, Order, Store, StoreError, Write,
+    CommitError, Document, DocumentQuery, Expect, Order, Store, StoreError, Write, document::SYSTEM,
 };
 use vaquero_types::{
     ApiKeyId, Clock, IdGen, Timestamp, WorkspaceId,
@@ -13,8 +13,6 @@ use vaquero_types::{
 
 /// What a key of this server starts with.
 pub const PREFIX: &str = "vq_";
-/// The workspace that holds what belongs to no client.
-const SYSTEM: &str = "wrkspc_system";
 /// The workspace keys open unless another is named.
 pub const DEFAULT_WORKSPACE: &str = "wrkspc_default";
 const KIND: &str = "api_key";

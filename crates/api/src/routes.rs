@@ -70,8 +70,11 @@ pub const TABLE: &[(&str, &str, &str)] = &[
 ];
 
 /// What is ours alone: method and path.
-pub const EXTENSIONS: &[(&str, &str)] =
-    &[("POST", "/v1/sessions/stop_all"), ("POST", "/v1/sessions/{session_id}/fork")];
+pub const EXTENSIONS: &[(&str, &str)] = &[
+    ("POST", "/v1/sessions/stop_all"),
+    ("POST", "/v1/sessions/{session_id}/fork"),
+    ("GET", "/v1/sessions/{session_id}/sandbox"),
+];
 
 /// The application's router.
 pub fn router(app: App) -> Router {
@@ -108,6 +111,7 @@ pub fn router(app: App) -> Router {
         .route("/v1/sessions/stop_all", post(stop_all::handler))
         .route(&format!("{session}/archive"), post(sessions::archive::handler))
         .route(&format!("{session}/fork"), post(sessions::fork::handler))
+        .route(&format!("{session}/sandbox"), get(sessions::sandbox::handler))
         .route(&format!("{session}/events"), post(events::send::handler).get(events::list::handler))
         .route(&format!("{session}/events/stream"), get(events::stream::handler))
         .route(&format!("{session}/threads"), get(threads::list::handler))

@@ -6,6 +6,7 @@ pub(crate) mod delete;
 pub(crate) mod fork;
 pub(crate) mod list;
 pub(crate) mod retrieve;
+pub(crate) mod sandbox;
 pub(crate) mod update;
 
 use crate::{app::App, reject::Result};

@@ -25,6 +25,6 @@ pub use authority::{Authority, AuthorityError};
 pub use dial::Dialer;
 pub use host::{Host, HostRule};
 pub use inject::{By, Injection, Injections};
-pub use outlet::{Counts, Injector, Outlet, Plan, Sockets, TrustedHosts, system_trust, trust};
+pub use outlet::{Injector, Outlet, Plan, Sockets, TrustedHosts, system_trust, trust};
 pub use policy::Policy;
 pub use refusal::Refusal;

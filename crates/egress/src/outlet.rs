@@ -26,6 +26,7 @@ use tokio_util::{
     sync::CancellationToken,
     task::TaskTracker,
 };
+use vaquero_types::sandbox::Traffic;
 
 /// Connections of one sandbox at once, to any of its sockets.
 const CONNECTIONS: usize = 256;
@@ -50,19 +51,6 @@ pub struct Sockets {
     pub catch_all: net::TcpListener,
     /// A name server.
     pub names: net::UdpSocket,
-}
-
-/// What a sandbox has done so far.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
-    /// Connections to hosts.
-    pub connections: u64,
-    /// Connections that were refused.
-    pub refusals: u64,
-    /// Bytes to hosts.
-    pub sent: u64,
-    /// Bytes from hosts.
-    pub received: u64,
 }
 
 #[derive(Debug, Default)]
@@ -190,13 +178,13 @@ impl Outlet {
     }
 
     /// What it has done so far.
-    pub fn counts(&self) -> Counts {
+    pub fn traffic(&self) -> Traffic {
         let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        Counts {
+        Traffic {
             connections: of(&self.counters.connections),
             refusals: of(&self.counters.refusals),
-            sent: of(&self.counters.sent),
-            received: of(&self.counters.received),
+            sent_bytes: of(&self.counters.sent),
+            received_bytes: of(&self.counters.received),
         }
     }
 

@@ -18,7 +18,8 @@ use tokio::{
     time::timeout,
 };
 use tokio_util::sync::CancellationToken;
-use vaquero_egress::{Addresses, Counts, Dialer, HostRule, Outlet, Plan, Policy, Sockets};
+use vaquero_egress::{Addresses, Dialer, HostRule, Outlet, Plan, Policy, Sockets};
+use vaquero_types::sandbox::Traffic;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -120,8 +121,8 @@ impl Rig {
         Ok(stream)
     }
 
-    fn counts(&self) -> Counts {
-        self.outlet.counts()
+    fn counts(&self) -> Traffic {
+        self.outlet.traffic()
     }
 }
 
@@ -144,7 +145,7 @@ async fn allowed_hosts_are_asked_in_their_own_words() -> io::Result<()> {
     assert!(!low.contains("proxy-connection") && !low.contains("x-secret"), "{heard}");
     let counts = rig.counts();
     assert_eq!((counts.connections, counts.refusals), (1, 0));
-    assert_eq!((counts.sent, counts.received), (heard.len() as u64, OK.len() as u64));
+    assert_eq!((counts.sent_bytes, counts.received_bytes), (heard.len() as u64, OK.len() as u64));
     Ok(())
 }
 

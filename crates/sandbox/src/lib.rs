@@ -24,6 +24,6 @@ pub use local::{LimitsMode, LocalConfig, LocalProvider, UnsafeHost};
 pub use report::{Report, Wall, WallState};
 pub use seam::{
     Block, CallState, Capabilities, ComputeProvider, Entry, Fence, Isolation, Kind, Limits,
-    LimitsBy, LimitsState, Networking, Outbound, PART, Page, Piece, Provision, Quota, Reach,
-    Sandbox, SandboxKey, SandboxSpec, Sockets, ToolResult, Trust, Uplink, Vaults,
+    LimitsBy, LimitsState, Meter, Networking, Outbound, PART, Page, Piece, Provision, Quota, Reach,
+    Sandbox, SandboxKey, SandboxSpec, Sockets, ToolResult, Traffic, Trust, Uplink, Vaults,
 };

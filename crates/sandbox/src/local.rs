@@ -25,7 +25,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::{OwnedMutexGuard, Semaphore};
-use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use config::{LimitsMode, LocalConfig};
@@ -34,11 +34,11 @@ pub use unsafe_host::UnsafeHost;
 use self::found::Found;
 use self::layers::Layers;
 use self::quota::Room;
-use self::sandbox::LocalSandbox;
+use self::sandbox::{LocalSandbox, WayOut};
 use self::spec::{check_spec, variables};
 use crate::connection::{Connection, LARGE_KIB, Shared};
 use crate::error::SandboxError;
-use crate::launcher::wire::{Answer, Ask, Layer, SparesWanted};
+use crate::launcher::wire::{Answer, Ask, Layer, Listed, SparesWanted};
 use crate::launcher::{LeftOut, Options};
 use crate::root;
 use crate::seam::{
@@ -292,7 +292,7 @@ impl Inner {
             room: Room::of(&spec.limits),
             connection,
             call_ceiling: self.config.call_ceiling,
-            _way_out: way_out,
+            way_out,
         });
         sandbox.greet(spec.epoch).await?;
         lock(&self.attached).insert(key.clone(), Arc::clone(&sandbox));
@@ -316,7 +316,7 @@ impl Inner {
         spec: &SandboxSpec,
         kept: Option<&str>,
         sockets: Vec<OwnedFd>,
-    ) -> Result<Option<DropGuard>, SandboxError> {
+    ) -> Result<Option<WayOut>, SandboxError> {
         let (Some(uplink), Some(outbound)) = (&self.uplink, &spec.outbound) else {
             return Ok(None);
         };
@@ -328,8 +328,9 @@ impl Inner {
             Sockets { proxy: proxy.into(), catch_all: catch_all.into(), names: names.into() };
         let over = CancellationToken::new();
         let served = uplink.serve(key, outbound, kept, sockets, over.clone());
-        served.map_err(|e| SandboxError::io("cannot serve the sandbox's network", e))?;
-        Ok(Some(over.drop_guard()))
+        let meter =
+            served.map_err(|e| SandboxError::io("cannot serve the sandbox's network", e))?;
+        Ok(Some(WayOut { meter, _until: over.drop_guard() }))
     }
 
     /// Ends a sandbox whose hand cannot be trusted any more.
@@ -511,6 +512,11 @@ impl ComputeProvider for LocalProvider {
 
     async fn destroy(&self, session: &str) -> Result<(), SandboxError> {
         self.inner.destroy(session).await
+    }
+
+    async fn living(&self) -> Result<Vec<(SandboxKey, u64)>, SandboxError> {
+        let listed = self.inner.list().await?.into_iter();
+        Ok(listed.map(|Listed { key, generation }| (key, generation)).collect())
     }
 
     async fn sessions(&self) -> Result<BTreeSet<String>, SandboxError> {

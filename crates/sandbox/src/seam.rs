@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 pub use vaquero_hand::pack::{Entry, Kind, PART, Page, Piece};
 pub use vaquero_hand::protocol::{Block, Fence, ToolResult};
+pub use vaquero_types::sandbox::Traffic;
 use vaquero_types::{VaultId, WorkspaceId, environment::Packages};
 
 use crate::error::SandboxError;
@@ -180,7 +181,7 @@ pub trait Uplink: Send + Sync + fmt::Debug {
     /// A new authority, for a sandbox that has the use of secrets.
     fn authority(&self) -> io::Result<Trust>;
 
-    /// Answers on the sockets of a sandbox until it is `over`. `kept` is of the authority it trusts, if it trusts one.
+    /// Answers on the sockets of a sandbox until it is `over`, and counts what passes. `kept` is of the authority it trusts, if it trusts one.
     fn serve(
         &self,
         key: &SandboxKey,
@@ -188,7 +189,20 @@ pub trait Uplink: Send + Sync + fmt::Debug {
         kept: Option<&str>,
         sockets: Sockets,
         over: CancellationToken,
-    ) -> io::Result<()>;
+    ) -> io::Result<Arc<dyn Meter>>;
+}
+
+/// Counts what goes over a sandbox's way out.
+pub trait Meter: Send + Sync + fmt::Debug {
+    /// What has gone so far.
+    fn so_far(&self) -> Traffic;
+}
+
+/// Where nothing is counted any more.
+impl Meter for Traffic {
+    fn so_far(&self) -> Traffic {
+        *self
+    }
 }
 
 /// What became of a call.
@@ -295,6 +309,9 @@ pub trait ComputeProvider: Send + Sync {
     /// Removes every trace of a session: its sandboxes and its workspace.
     async fn destroy(&self, session: &str) -> Result<(), SandboxError>;
 
+    /// The sandboxes that live here, with their generations.
+    async fn living(&self) -> Result<Vec<(SandboxKey, u64)>, SandboxError>;
+
     /// The sessions that have anything here: a sandbox or a workspace.
     async fn sessions(&self) -> Result<BTreeSet<String>, SandboxError>;
 
@@ -311,6 +328,9 @@ pub trait ComputeProvider: Send + Sync {
 pub trait Sandbox: Send + Sync {
     /// The generation this sandbox was made for.
     fn generation(&self) -> u64;
+
+    /// What went over its way out since this server speaks to it.
+    fn traffic(&self) -> Traffic;
 
     /// Runs a tool and waits for its result. Idempotent by `call_id`: a call that runs is waited
     /// for, one that finished answers its kept result, and only an unknown one is started.
@@ -332,7 +352,8 @@ pub trait Sandbox: Send + Sync {
     /// Stops a running call together with everything else that runs in the sandbox.
     async fn cancel(&self, call_id: &str, fence: Fence) -> Result<(), SandboxError>;
 
-    /// Packs the workspace as it is now: its pages, in order.
+    /// A snapshot of the workspace begins here: packs it as it is now and lists its pages, in order. [`Sandbox::page`] and [`Sandbox::part`] read it, [`Sandbox::put_part`] and
+    /// [`Sandbox::unpack`] restore it, in any sandbox of any provider.
     async fn pack(&self, fence: Fence) -> Result<Vec<Piece>, SandboxError>;
 
     /// A page of the last packing. Its bytes are hostile, and other ones if its files have changed since.

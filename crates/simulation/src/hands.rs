@@ -10,7 +10,7 @@ use std::{
 use tokio::{sync::watch, task::JoinSet, time::sleep};
 use vaquero_sandbox::{
     CallState, Capabilities, ComputeProvider, Fence, Isolation, LimitsState, Networking, Piece,
-    Quota, Sandbox, SandboxError, SandboxKey, SandboxSpec, ToolResult,
+    Quota, Sandbox, SandboxError, SandboxKey, SandboxSpec, ToolResult, Traffic,
 };
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -121,6 +121,14 @@ impl ComputeProvider for Hands {
         Ok(())
     }
 
+    async fn living(&self) -> Result<Vec<(SandboxKey, u64)>, SandboxError> {
+        let machine = lock(&self.machine.0);
+        let living = machine.iter().map(|(session, sandbox)| {
+            (SandboxKey::default_of(session.clone()), sandbox.generation)
+        });
+        Ok(living.collect())
+    }
+
     async fn sessions(&self) -> Result<BTreeSet<String>, SandboxError> {
         Ok(lock(&self.machine.0).keys().cloned().collect())
     }
@@ -145,6 +153,10 @@ impl Held {
 
 #[async_trait]
 impl Sandbox for Held {
+    fn traffic(&self) -> Traffic {
+        Traffic::default()
+    }
+
     fn generation(&self) -> u64 {
         self.sandbox.generation
     }

@@ -5,6 +5,9 @@ use vaquero_types::{Timestamp, WorkspaceId};
 /// The kind of the documents that say where a session's workspace is, each under its session's id. They go with the session.
 pub const CHECKPOINT: &str = "checkpoint";
 
+/// The workspace of what belongs to no client.
+pub const SYSTEM: &str = "wrkspc_system";
+
 /// The kind of environments.
 pub const ENVIRONMENT: &str = "environment";
 

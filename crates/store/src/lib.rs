@@ -28,6 +28,7 @@ pub mod live;
 pub mod memory;
 pub mod notify;
 pub mod record;
+pub mod sandboxes;
 pub mod session;
 pub mod workset;
 pub mod write;

@@ -12,6 +12,7 @@ pub mod fields;
 pub mod gate;
 pub mod id;
 pub mod record;
+pub mod sandbox;
 pub mod session;
 pub mod thread;
 pub mod time;

@@ -5,6 +5,7 @@ pub(crate) mod doctor;
 pub(crate) mod key;
 pub(crate) mod operate;
 mod place;
+pub(crate) mod sandbox;
 pub(crate) mod scripted_model;
 pub(crate) mod serve;
 pub(crate) mod vault;

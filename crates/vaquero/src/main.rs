@@ -38,6 +38,8 @@ enum Command {
     Export(commands::operate::Export),
     /// Read what `export` wrote.
     Import(commands::operate::Import),
+    /// List the sandboxes of sessions, and end them.
+    Sandbox(commands::sandbox::Args),
     /// Change the key that secrets are sealed with.
     Vault(commands::vault::Args),
     /// Copy the embedded store's database, also while a server uses it.
@@ -62,6 +64,7 @@ fn main() -> ExitCode {
         Command::StopAll(args) => commands::operate::stop_all(&args),
         Command::Export(args) => commands::operate::export(&args),
         Command::Import(args) => commands::operate::import(&args),
+        Command::Sandbox(args) => commands::sandbox::run(&args),
         Command::Vault(args) => commands::vault::run(&args),
         Command::Backup(args) => commands::operate::backup(&args),
         Command::ScriptedModel(args) => commands::scripted_model::run(&args),

@@ -16,7 +16,9 @@ use vaquero_api::{
     portable::{self, Counts},
     stop_all,
 };
-use vaquero_types::{Clock, IdGen, RandomIds, SessionId};
+use vaquero_sandbox::{ComputeProvider, SandboxKey};
+use vaquero_store::sandboxes;
+use vaquero_types::{Clock, IdGen, RandomIds, SessionId, sandbox::SandboxRecord};
 
 /// What a command asks.
 #[derive(Debug, Serialize, Deserialize)]
@@ -55,6 +57,15 @@ pub(crate) enum Ask {
         /// The file, by its full path.
         from: PathBuf,
     },
+    /// List the sandboxes of all sessions.
+    SandboxList,
+    /// End a sandbox of this server.
+    SandboxStop {
+        /// Its session.
+        session: String,
+        /// Its name.
+        name: String,
+    },
     /// Seal all secrets with another key.
     VaultRotate,
     /// Copy the embedded store's database.
@@ -76,6 +87,10 @@ pub(crate) enum Told {
     Revoked(bool),
     /// The sessions that were running.
     Stopped(Vec<SessionId>),
+    /// What is on record of sandboxes.
+    Sandboxes(Vec<SandboxRecord>),
+    /// Whether such a sandbox lived here.
+    Ended(bool),
     /// What went out or came in.
     Moved(Counts),
     /// How many credentials were sealed anew.
@@ -95,13 +110,16 @@ pub(crate) struct Operator {
     vault: VaultKeys,
     /// The server's own application, if one is running on this store.
     app: Option<App>,
+    /// What makes its sandboxes.
+    compute: Option<Arc<dyn ComputeProvider>>,
 }
 
 impl Operator {
     /// For a command that has opened the store itself.
     pub(crate) fn alone(opened: Opened, vault: VaultKeys) -> Self {
         let clock = opened.clock();
-        Self { opened: Arc::new(opened), clock, ids: Arc::new(RandomIds), vault, app: None }
+        let (opened, ids) = (Arc::new(opened), Arc::new(RandomIds));
+        Self { opened, clock, ids, vault, app: None, compute: None }
     }
 
     /// For the server that has it open.
@@ -111,13 +129,31 @@ impl Operator {
         ids: Arc<dyn IdGen>,
         vault: VaultKeys,
         app: App,
+        compute: Arc<dyn ComputeProvider>,
     ) -> Self {
-        Self { opened, clock, ids, vault, app: Some(app) }
+        Self { opened, clock, ids, vault, app: Some(app), compute: Some(compute) }
     }
 
     /// Closes the store.
     pub(crate) async fn close(self) {
         self.opened.close().await;
+    }
+
+    /// Ends a sandbox that lives here; false if it does not.
+    async fn end_sandbox(&self, key: SandboxKey) -> anyhow::Result<bool> {
+        let compute = self.compute.as_ref().context("no server is running here")?;
+        if !compute.living().await?.iter().any(|(living, _)| *living == key) {
+            return Ok(false);
+        }
+        compute.stop(&key).await?;
+        let (store, now) = (self.opened.store(), self.clock.now());
+        let session = SessionId::from_wire(key.session.clone());
+        for record in sandboxes::list(store.as_ref(), Some(&session)).await? {
+            if record.name == key.name {
+                sandboxes::put(store.as_ref(), &record.ended(now), now).await?;
+            }
+        }
+        Ok(true)
     }
 
     pub(crate) async fn perform(&self, ask: Ask) -> anyhow::Result<Told> {
@@ -136,6 +172,14 @@ impl Operator {
             Ask::StopAll { workspace } => {
                 let workspace = keys::workspace(&workspace)?;
                 Told::Stopped(stop_all(store, clock, ids, &workspace).await?)
+            }
+            Ask::SandboxList => {
+                let now = clock.now();
+                let records = sandboxes::list(store, None).await?.into_iter();
+                Told::Sandboxes(records.map(|record| record.shown(now)).collect())
+            }
+            Ask::SandboxStop { session, name } => {
+                Told::Ended(self.end_sandbox(SandboxKey { session, name }).await?)
             }
             Ask::Export { workspace, session, to } => {
                 let workspace = keys::workspace(&workspace)?;

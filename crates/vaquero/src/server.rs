@@ -177,6 +177,7 @@ impl Server {
                 Arc::clone(&ids) as _,
                 vault,
                 app.clone(),
+                Arc::clone(compute),
             );
             tasks.spawn(admin::serve(config.data_dir.clone(), operator, drain.clone()));
             let world = World {

@@ -15,7 +15,9 @@ use vaquero_egress::{
     Addresses, Authority, By, Dialer, HostRule, Injection, Injections, Injector, Outlet, Plan,
     Policy, TrustedHosts, system_trust,
 };
-use vaquero_sandbox::{Outbound, Reach, SandboxKey, Sockets, Trust, Uplink, Vaults};
+use vaquero_sandbox::{
+    Meter, Outbound, Reach, SandboxKey, Sockets, Traffic, Trust, Uplink, Vaults,
+};
 use vaquero_store::{SharedStore, StoreError};
 use vaquero_types::{
     Clock,
@@ -97,7 +99,7 @@ impl Uplink for Egress {
         kept: Option<&str>,
         sockets: Sockets,
         over: CancellationToken,
-    ) -> io::Result<()> {
+    ) -> io::Result<Arc<dyn Meter>> {
         let policy = match &outbound.reach {
             Reach::Unrestricted => Policy::Unrestricted,
             Reach::Limited(hosts) => Policy::Limited(rules(hosts)),
@@ -115,7 +117,19 @@ impl Uplink for Egress {
             injector,
         };
         let Sockets { proxy, catch_all, names } = sockets;
-        Outlet::new(plan, over).serve(vaquero_egress::Sockets { proxy, catch_all, names })
+        let outlet = Outlet::new(plan, over);
+        outlet.serve(vaquero_egress::Sockets { proxy, catch_all, names })?;
+        Ok(Arc::new(Metered(outlet)))
+    }
+}
+
+/// Counts of a way out.
+#[derive(Debug)]
+struct Metered(Arc<Outlet>);
+
+impl Meter for Metered {
+    fn so_far(&self) -> Traffic {
+        self.0.traffic()
     }
 }
 

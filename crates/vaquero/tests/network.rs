@@ -11,7 +11,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpListener,
 };
-use vaquero_testkit::{Model, Server};
+use vaquero_testkit::{Model, Server, eventually};
 
 const EXE: &str = env!("CARGO_BIN_EXE_vaquero");
 
@@ -150,5 +150,111 @@ async fn a_sandbox_keeps_its_network_when_its_server_changes() -> anyhow::Result
     assert!(rig.sh(&session, &command).await?.ends_with("hello"));
     let kept = rig.sh(&session, "kill -0 $(cat /tmp/kept) && echo the same sandbox").await?;
     assert!(kept.contains("the same sandbox"), "{kept}");
+    Ok(())
+}
+
+/// Looks a name up, connects, asks and prints.
+const STATIC: &str = r#"int main(int c, char **v) {
+    struct addrinfo h = { .ai_socktype = SOCK_STREAM }, *a;
+    if (getaddrinfo(v[1], v[2], &h, &a)) return 2;
+    int s = socket(a->ai_family, a->ai_socktype, 0);
+    if (connect(s, a->ai_addr, a->ai_addrlen)) return 3;
+    dprintf(s, "GET / HTTP/1.0%c%cHost: %s%c%c%c%c", 13, 10, v[1], 13, 10, 13, 10);
+    char b[4096]; int n;
+    while ((n = read(s, b, sizeof b)) > 0) write(1, b, n);
+    return 0;
+}"#;
+
+/// A program that brings its own C library knows of no proxy, and of no name server but the one in `/etc/resolv.conf`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_static_program_reaches_what_is_allowed() -> anyhow::Result<()> {
+    let rig = rig(true).await?;
+    let networking = json!({ "type": "limited", "allowed_hosts": ["allowed.test"] });
+    let session = rig.session(networking).await?;
+    let made = format!(
+        "echo '{}' > ask.c; cc -static -include netdb.h -include stdio.h -include unistd.h -o ask ask.c 2>&1 | grep error; ldd ask",
+        STATIC.replace('\n', " ")
+    );
+    let made = rig.sh(&session, &made).await?;
+    let port = rig.page.port;
+    let said = rig.sh(&session, &format!("./ask allowed.test {port}; echo \"exit $?\"")).await?;
+    assert!(said.contains("hello") && said.contains("exit 0"), "{made}{said}");
+    let said = rig.sh(&session, &format!("./ask other.test {port}; echo \"exit $?\"")).await?;
+    assert!(!said.contains("hello") && said.contains("exit 2"), "its name is nobody's: {said}");
+    assert_eq!(rig.asked(), 1);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_sees_what_its_sandbox_did_and_an_operator_ends_it() -> anyhow::Result<()> {
+    let mut rig = rig(true).await?;
+    let client = rig.server.client();
+    let networking = json!({ "type": "limited", "allowed_hosts": ["allowed.test"] });
+    let session = rig.session(networking).await?;
+    let path = format!("/v1/sessions/{session}/sandbox");
+    let none = client.get(&path).await?;
+    assert_eq!(
+        (&none["type"], &none["data"]),
+        (&json!("session_sandboxes"), &json!([])),
+        "none was needed yet"
+    );
+    let port = rig.page.port;
+    let tried = format!(
+        "curl -s http://allowed.test:{port}/; curl -s http://other.test:{port}/; curl -s http://other.test:{port}/"
+    );
+    rig.sh(&session, &tried).await?;
+    let shown = eventually("its use is on record", async || {
+        let shown = client.get(&path).await.ok()?;
+        (shown["data"][0]["network"]["refusals"] == 2).then_some(shown)
+    })
+    .await?;
+    let one = &shown["data"][0];
+    assert_eq!((&one["type"], &one["name"]), (&json!("sandbox"), &json!("default")));
+    assert_eq!((&one["state"], &one["generation"]), (&json!("running"), &json!(1)));
+    assert_eq!((&one["provider"], &one["ended_at"]), (&json!("local"), &Value::Null));
+    assert_eq!(one["network"]["connections"], 1);
+    assert!(one["network"]["received_bytes"].as_u64() > Some(5), "{one}");
+    let other = client.get("/v1/sessions/sesn_none/sandbox").await;
+    assert!(other.is_err(), "no such session");
+
+    // Another server goes on with it, and counts on.
+    rig.server.kill().await?;
+    rig.server.start().await?;
+    let client = rig.server.client();
+    rig.sh(&session, &tried).await?;
+    eventually("both servers' counts are added", async || {
+        let shown = client.get(&path).await.ok()?;
+        let one = &shown["data"][0];
+        let counted = one["network"]["refusals"] == 4 && one["generation"] == 1;
+        counted.then_some(())
+    })
+    .await?;
+
+    let vaquero = |arguments: &[&str]| {
+        let mut command = std::process::Command::new(EXE);
+        command.args(arguments).arg("--data-dir").arg(rig.server.data().join("data"));
+        let output = command.current_dir(std::env::temp_dir()).output().expect("it runs");
+        String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
+    };
+    let listed = vaquero(&["sandbox", "ls"]);
+    assert!(listed.contains(&session) && listed.contains("4 refused"), "{listed}");
+    assert_eq!(vaquero(&["sandbox", "stop", &session]), "");
+    assert!(vaquero(&["sandbox", "stop", &session]).contains("no such sandbox runs"), "twice");
+    let ended = client.get(&path).await?;
+    assert_eq!(ended["data"][0]["state"], "ended", "{ended}");
+    assert!(!vaquero(&["sandbox", "ls"]).contains(&session));
+    assert!(vaquero(&["sandbox", "ls", "--all"]).contains(&session));
+    assert_eq!(rig.sh(&session, "echo again").await?.trim(), "again");
+    eventually("the next one is on record", async || {
+        let shown = client.get(&path).await.ok()?;
+        let one = &shown["data"][0];
+        (one["generation"] == 2 && one["state"] == "running").then_some(())
+    })
+    .await?;
+    client.delete(&format!("/v1/sessions/{session}")).await?;
+    eventually("nothing is left on record", async || {
+        (!vaquero(&["sandbox", "ls", "--all"]).contains(&session)).then_some(())
+    })
+    .await?;
     Ok(())
 }

@@ -20,7 +20,7 @@ use vaquero_api::{App, ModelList, Parts, Settings, keys};
 use vaquero_model::{Anthropic, AnthropicConfig, choose_crypto};
 use vaquero_sandbox::{
     CallState, Capabilities, ComputeProvider, Fence, LimitsMode, LocalConfig, LocalProvider, Piece,
-    Sandbox, SandboxError, SandboxKey, SandboxSpec, ToolResult,
+    Sandbox, SandboxError, SandboxKey, SandboxSpec, ToolResult, Traffic,
 };
 use vaquero_store::{
     Answer, AnswerKey, Claimed, CommitError, Committed, Document, DocumentPage, DocumentQuery,
@@ -217,6 +217,10 @@ impl ComputeProvider for Doubled<LocalProvider> {
         self.0.destroy(session).await
     }
 
+    async fn living(&self) -> Result<Vec<(SandboxKey, u64)>, SandboxError> {
+        self.0.living().await
+    }
+
     async fn sessions(&self) -> Result<BTreeSet<String>, SandboxError> {
         self.0.sessions().await
     }
@@ -232,6 +236,10 @@ impl ComputeProvider for Doubled<LocalProvider> {
 
 #[async_trait]
 impl Sandbox for Doubled<Arc<dyn Sandbox>> {
+    fn traffic(&self) -> Traffic {
+        self.0.traffic()
+    }
+
     fn generation(&self) -> u64 {
         self.0.generation()
     }

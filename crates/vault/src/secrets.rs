@@ -3,12 +3,10 @@
 use crate::{KeyError, Keyring, OpenError, Sealed};
 use serde::{Deserialize, Serialize};
 use vaquero_store::{
-    CommitError, Document, DocumentQuery, Expect, Order, Store, StoreError, Write,
+    CommitError, Document, DocumentQuery, Expect, Order, Store, StoreError, Write, document::SYSTEM,
 };
 use vaquero_types::{CredentialId, Timestamp, WorkspaceId, credential::Secrets};
 
-/// The workspace of what belongs to no client.
-const SYSTEM: &str = "wrkspc_system";
 const KIND: &str = "secret";
 /// Documents read at once.
 const PAGE: usize = 200;

@@ -4,6 +4,7 @@ use crate::{
     World,
     checkpoint::{Checkpoints, Dirty, Restore},
     outbound::Origin,
+    sandboxes::Sandboxes,
 };
 use serde_json::{Value, json};
 use std::{
@@ -65,6 +66,7 @@ struct Running {
 
 pub(crate) struct Hands {
     world: World,
+    sandboxes: Sandboxes,
     origin: Origin,
     key: SandboxKey,
     epoch: u64,
@@ -93,6 +95,7 @@ everything else outside it are gone. The next call gets a fresh sandbox.";
 impl Hands {
     pub(crate) fn new(
         world: World,
+        sandboxes: Sandboxes,
         lease: &Lease,
         origin: Origin,
         report: UnboundedSender<Happened>,
@@ -100,6 +103,7 @@ impl Hands {
         let epoch = lease.epoch;
         Self {
             world,
+            sandboxes,
             origin,
             key: SandboxKey::default_of(lease.session.as_str()),
             epoch,
@@ -241,6 +245,7 @@ impl Hands {
 
     fn ready(&mut self, sandbox: Arc<dyn Sandbox>, tasks: &mut JoinSet<()>) {
         self.state = State::Ready(Arc::clone(&sandbox));
+        self.sandboxes.found(&self.key, &sandbox);
         for wanted in std::mem::take(&mut self.waiting) {
             self.start(wanted, &sandbox, tasks);
         }
@@ -323,6 +328,13 @@ impl Hands {
             };
             drop(report.send(happened));
         });
+    }
+
+    /// The turn has ended.
+    pub(crate) fn close(&self) {
+        if let State::Ready(_) = self.state {
+            self.sandboxes.used(&self.key);
+        }
     }
 
     /// A call found its sandbox gone: it failed, and the next one looks again.

@@ -9,6 +9,7 @@ mod outbound;
 mod reap;
 mod retention;
 mod run;
+mod sandboxes;
 mod turn;
 
 pub use checkpoint::Checkpoints;

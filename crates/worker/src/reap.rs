@@ -1,7 +1,7 @@
 //! Removes sandboxes and workspaces that no session of this worker's needs any more: at once when one ends here, and from time to time by comparing what is here with what the
 //! store says, since sessions also end, and move, on other servers.
 
-use crate::{World, kept::Kept};
+use crate::{World, kept::Kept, sandboxes::Sandboxes};
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, PoisonError},
@@ -60,6 +60,7 @@ pub(crate) struct Reaper {
     pub(crate) name: WorkerName,
     pub(crate) kept: Kept,
     pub(crate) active: Active,
+    pub(crate) sandboxes: Sandboxes,
 }
 
 impl Reaper {
@@ -71,12 +72,16 @@ impl Reaper {
     ) {
         let mut rounds = tokio::time::interval(EVERY);
         rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut first = true;
         let mut sweeps = tokio::time::interval_at(Instant::now() + SWEEP, SWEEP);
         sweeps.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 biased;
-                _ = rounds.tick() => self.compare().await,
+                _ = rounds.tick() => {
+                    self.sandboxes.compare(std::mem::take(&mut first)).await;
+                    self.compare().await;
+                }
                 _ = sweeps.tick() => self.sweep().await,
                 Some(session) = ended.recv() => self.remove(&session).await,
                 () = stop.cancelled() => return,
@@ -133,6 +138,7 @@ impl Reaper {
 
     async fn remove(&self, session: &SessionId) {
         self.kept.forget(session);
+        self.sandboxes.forget(session).await;
         if let Some(checkpoints) = &self.world.checkpoints {
             checkpoints.forget(session);
         }

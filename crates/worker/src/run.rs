@@ -5,6 +5,7 @@ use crate::{
     kept::Kept,
     reap::{Active, Reaper},
     retention::{self, Retention},
+    sandboxes::Sandboxes,
     turn::Turn,
 };
 use std::{sync::Arc, time::Duration};
@@ -67,11 +68,14 @@ impl Worker {
     pub async fn run(self, stop: CancellationToken, ended: mpsc::UnboundedReceiver<SessionId>) {
         let mut background = JoinSet::new();
         let (kept, active) = (Kept::default(), Active::default());
+        let (sandboxes, notes) = Sandboxes::new(self.world.clone(), self.config.name.clone());
+        background.spawn(sandboxes.clone().run(notes));
         let reaper = Reaper {
             world: self.world.clone(),
             name: self.config.name.clone(),
             kept: kept.clone(),
             active: active.clone(),
+            sandboxes: sandboxes.clone(),
         };
         background.spawn(reaper.run(ended, stop.clone()));
         background.spawn(retention::run(self.world.clone(), self.config.retention, stop.clone()));
@@ -92,6 +96,7 @@ impl Worker {
                 self.world.clone(),
                 self.config.clone(),
                 kept.clone(),
+                sandboxes.clone(),
                 claimed.lease,
                 stop.clone(),
             );

@@ -9,6 +9,7 @@ use crate::{
     kept::{Folded, Kept},
     outbound::{Origin, mcp_hosts},
     run::Config,
+    sandboxes::Sandboxes,
 };
 use std::{collections::VecDeque, time::Duration};
 use tokio::{
@@ -49,6 +50,7 @@ pub(crate) struct Turn {
     world: World,
     config: Config,
     kept: Kept,
+    sandboxes: Sandboxes,
     lease: Lease,
     stop: CancellationToken,
 }
@@ -74,10 +76,11 @@ impl Turn {
         world: World,
         config: Config,
         kept: Kept,
+        sandboxes: Sandboxes,
         lease: Lease,
         stop: CancellationToken,
     ) -> Self {
-        Self { world, config, kept, lease, stop }
+        Self { world, config, kept, sandboxes, lease, stop }
     }
 
     pub(crate) async fn run(self, row: SessionRow) {
@@ -103,6 +106,7 @@ impl Turn {
         let mut steps = self.handle(&mut run, Input::Start { claims: self.lease.claims });
         loop {
             if self.perform_steps(&mut run, &mut steps).await? {
+                run.hands.close();
                 let Run { machine, bytes, loose_bytes, .. } = run;
                 let folded = Folded { state: machine.into_state(), bytes, loose_bytes };
                 self.kept.put(self.lease.session.clone(), folded);
@@ -176,7 +180,8 @@ impl Turn {
             mcp_hosts: mcp_hosts(&facts.agent),
             vaults: body.vault_ids,
         };
-        let hands = Hands::new(self.world.clone(), &self.lease, origin, report.clone());
+        let sandboxes = self.sandboxes.clone();
+        let hands = Hands::new(self.world.clone(), sandboxes, &self.lease, origin, report.clone());
         let mut tasks = JoinSet::new();
         if state.generation == 0 {
             hands.prepare(&mut tasks);

@@ -2,13 +2,14 @@
 
 use std::io;
 use std::net;
+use std::sync::Arc;
 
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, UdpSocket};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::seam::{Outbound, SandboxKey, Sockets, Trust, Uplink};
+use crate::seam::{Meter, Outbound, SandboxKey, Sockets, Traffic, Trust, Uplink};
 
 /// Serves the sockets of sandboxes under attack.
 #[derive(Debug, Default)]
@@ -28,7 +29,7 @@ impl Uplink for Watcher {
         _kept: Option<&str>,
         sockets: Sockets,
         over: CancellationToken,
-    ) -> io::Result<()> {
+    ) -> io::Result<Arc<dyn Meter>> {
         let Sockets { proxy, catch_all, names } = sockets;
         for listener in [proxy, catch_all] {
             let (listener, over) = (adopt(listener)?, over.clone());
@@ -37,7 +38,7 @@ impl Uplink for Watcher {
         names.set_nonblocking(true)?;
         let names = UdpSocket::from_std(names)?;
         self.tasks.spawn(async move { over.run_until_cancelled(answer(names)).await });
-        Ok(())
+        Ok(Arc::new(Traffic::default()))
     }
 }
 

@@ -15,7 +15,7 @@ use super::quota::Room;
 use crate::answer::Answer;
 use crate::connection::Connection;
 use crate::error::SandboxError;
-use crate::seam::{CallState, Sandbox};
+use crate::seam::{CallState, Meter, Sandbox, Traffic};
 
 /// How long anything but a run may take; a sandbox at its CPU limit is slow, not dead.
 const CONTROL_TIMEOUT: Duration = Duration::from_secs(30);
@@ -32,8 +32,15 @@ pub(crate) struct LocalSandbox {
     pub(super) room: Room,
     pub(crate) connection: Arc<Connection>,
     pub(crate) call_ceiling: Duration,
-    /// Ends its way out when it goes.
-    pub(crate) _way_out: Option<DropGuard>,
+    /// Its way out, if it has one.
+    pub(super) way_out: Option<WayOut>,
+}
+
+/// A way out that is served for as long as this lives.
+#[derive(Debug)]
+pub(super) struct WayOut {
+    pub(super) meter: Arc<dyn Meter>,
+    pub(super) _until: DropGuard,
 }
 
 impl LocalSandbox {
@@ -72,6 +79,10 @@ impl LocalSandbox {
 impl Sandbox for LocalSandbox {
     fn generation(&self) -> u64 {
         self.generation
+    }
+
+    fn traffic(&self) -> Traffic {
+        self.way_out.as_ref().map(|way_out| way_out.meter.so_far()).unwrap_or_default()
     }
 
     async fn run(

@@ -80,6 +80,10 @@ impl ComputeProvider for UnsafeHost {
         self.local.destroy(session).await
     }
 
+    async fn living(&self) -> Result<Vec<(SandboxKey, u64)>, SandboxError> {
+        self.local.living().await
+    }
+
     async fn sessions(&self) -> Result<BTreeSet<String>, SandboxError> {
         self.local.sessions().await
     }

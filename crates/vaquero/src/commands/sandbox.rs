@@ -1,0 +1,78 @@
+//! `vaquero sandbox`: the sandboxes of sessions, as the store has them on record, and ending one that runs here.
+
+use super::{Place, say};
+use crate::{
+    admin,
+    operate::{Ask, Told},
+};
+use anyhow::{Context, bail};
+use clap::Subcommand;
+use std::process::ExitCode;
+use vaquero_types::sandbox::{SandboxRecord, SandboxState};
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    place: Place,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// List sandboxes: session, name, provider, server, state, since when, seconds lived, connections and refusals.
+    Ls {
+        /// Also those that have ended.
+        #[arg(long)]
+        all: bool,
+    },
+    /// End a sandbox of this server; its files stay, and the session's next call makes another one.
+    Stop {
+        /// The session (`sesn_…`).
+        session: String,
+        /// Its name within the session.
+        #[arg(default_value = "default")]
+        name: String,
+    },
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    match &args.command {
+        Command::Ls { all } => {
+            let Told::Sandboxes(records) = args.place.ask(Ask::SandboxList)? else {
+                bail!("the server answered another question");
+            };
+            for record in &records {
+                if *all || record.state == SandboxState::Running {
+                    show(record);
+                }
+            }
+        }
+        Command::Stop { session, name } => {
+            let ask = Ask::SandboxStop { session: session.clone(), name: name.clone() };
+            let told = admin::ask(&args.place.config()?.data_dir, &ask)
+                .context("a sandbox is ended by the server it is of")?;
+            match told {
+                Told::Ended(true) => {}
+                Told::Ended(false) => bail!(
+                    "no such sandbox runs on this server; `vaquero sandbox ls` shows which do, and where"
+                ),
+                told => bail!("the server answered another question: {told:?}"),
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn show(record: &SandboxRecord) {
+    let state = match record.ended_at {
+        Some(at) => format!("ended {at}"),
+        None => format!("running since {}", record.started_at),
+    };
+    let SandboxRecord { session_id, name, provider, server, active_seconds, network, .. } = record;
+    say!(
+        "{session_id}  {name}  {provider}  {server}  {state}  {active_seconds} s  {} connections, {} refused",
+        network.connections,
+        network.refusals
+    );
+}
