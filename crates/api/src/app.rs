@@ -5,6 +5,7 @@ use crate::{
     auth::KeyCache,
     change::Twins,
     rates::{Limiter, Rates},
+    work::Pollers,
 };
 use std::{sync::Arc, time::Duration};
 use tokio::sync::mpsc::UnboundedSender;
@@ -48,6 +49,8 @@ pub struct Settings {
     pub keep_alive: Duration,
     /// Requests a minute.
     pub rates: Rates,
+    /// How long an item of work is its worker's without a heartbeat, unless the worker asks for another time.
+    pub work_lease: Duration,
     /// What sandboxes here can do.
     pub sandboxes: Sandboxes,
 }
@@ -68,6 +71,7 @@ impl Default for Settings {
             body_idle: Duration::from_secs(30),
             keep_alive: Duration::from_secs(10),
             rates: Rates::default(),
+            work_lease: Duration::from_secs(60),
             sandboxes: Sandboxes { isolated: true, host_packages_ok: false },
         }
     }
@@ -80,6 +84,7 @@ pub struct App {
     pub(crate) keys: Arc<KeyCache>,
     pub(crate) twins: Arc<Twins>,
     pub(crate) limiter: Arc<Limiter>,
+    pub(crate) pollers: Arc<Pollers>,
     pub(crate) streams: TaskTracker,
 }
 
@@ -90,6 +95,7 @@ impl App {
             limiter: Arc::new(Limiter::new(parts.settings.rates.clone())),
             parts: Arc::new(parts),
             keys: Arc::default(),
+            pollers: Arc::default(),
             twins: Arc::default(),
             streams: TaskTracker::new(),
         }

@@ -4,9 +4,10 @@ use crate::{
     app::App,
     keys,
     reject::{Reject, Result},
+    scope::{self, Scope},
 };
 use axum::{
-    extract::{FromRequestParts, Request, State},
+    extract::{FromRequestParts, MatchedPath, Request, State},
     http::{HeaderMap, Method, request::Parts},
     middleware::Next,
     response::Response,
@@ -26,6 +27,8 @@ pub(crate) struct Caller {
     pub(crate) key: ApiKeyId,
     /// The workspace it opens.
     pub(crate) workspace: WorkspaceId,
+    /// How much of it.
+    pub(crate) scope: Scope,
 }
 
 /// Travels with the response so that the edge can name the workspace.
@@ -78,10 +81,15 @@ pub(crate) async fn require(
 ) -> std::result::Result<Response, Reject> {
     let caller = authenticate(&app, request.headers()).await?;
     let workspace = CallerWorkspace(caller.workspace.clone());
-    let checked = check_headers(request.headers(), &caller).and_then(|()| {
+    let mut checked = check_headers(request.headers(), &caller).and_then(|()| {
         let creates = request.method() == Method::POST;
         app.limiter.admit(&caller, creates, app.now()).map_err(Reject)
     });
+    if checked.is_ok() {
+        let route = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str);
+        let (method, path) = (request.method(), request.uri().path());
+        checked = scope::check(&app, &caller.scope, &caller.workspace, method, route, path).await;
+    }
     let mut response = match checked {
         Ok(()) => {
             request.extensions_mut().insert(caller);
@@ -122,14 +130,20 @@ fn presented(headers: &HeaderMap) -> Result<String> {
 }
 
 async fn authenticate(app: &App, headers: &HeaderMap) -> Result<Caller> {
-    let hash = keys::hash(&presented(headers)?);
+    let presented = presented(headers)?;
+    let hash = keys::hash(&presented);
     if let Some(caller) = app.keys.get(&hash, app.now()) {
         return Ok(caller);
     }
-    let Some(key) = keys::find(app.parts.store.as_ref(), &hash).await? else {
-        return Err(unauthenticated());
+    let store = app.parts.store.as_ref();
+    let caller = if let Some(token) = keys::find_token(store, &presented).await? {
+        let (key, workspace) = (ApiKeyId::from_wire(token.work.as_str()), token.workspace.clone());
+        Caller { key, workspace, scope: Scope::Work(token) }
+    } else {
+        let key = keys::find(store, &hash).await?.ok_or_else(unauthenticated)?;
+        let scope = key.environment.map_or(Scope::Workspace, Scope::Environment);
+        Caller { key: key.id, workspace: key.workspace, scope }
     };
-    let caller = Caller { key: key.id, workspace: key.workspace };
     app.keys.put(hash, caller.clone(), app.now());
     Ok(caller)
 }

@@ -22,7 +22,7 @@ use vaquero_types::{ApiError, ErrorCode, EventId, SessionId};
 /// How long answers are kept.
 const KEPT: Duration = Duration::from_secs(24 * 3600);
 /// How often a decision is made anew when others change the same thing.
-const ATTEMPTS: usize = 32;
+pub(crate) const ATTEMPTS: usize = 32;
 
 /// What a handler decided.
 pub(crate) struct Outcome {

@@ -1,18 +1,26 @@
 //! API keys: made once, shown once, kept as a hash.
 
-use crate::app::App;
+use crate::{app::App, scope::WorkToken};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use vaquero_store::{
-    CommitError, Document, DocumentQuery, Expect, Order, Store, StoreError, Write, document::SYSTEM,
+    CommitError, Document, DocumentQuery, Expect, Order, Store, StoreError, Write,
+    document::{ENVIRONMENT, SYSTEM},
 };
 use vaquero_types::{
-    ApiKeyId, Clock, IdGen, Timestamp, WorkspaceId,
+    ApiKeyId, Clock, EnvironmentId, IdGen, Timestamp, WorkspaceId,
+    environment::{Config, Environment},
     id::{hex, render},
 };
 
 /// What a key of this server starts with.
 pub const PREFIX: &str = "vq_";
+/// What the key of an environment's workers starts with.
+const WORKERS: &str = "vq_env_";
+/// What the token of an item of work starts with.
+const TOKEN: &str = "vq_work_";
+/// The kind of such tokens' documents.
+const TOKEN_KIND: &str = "work_token";
 /// The workspace keys open unless another is named.
 pub const DEFAULT_WORKSPACE: &str = "wrkspc_default";
 const KIND: &str = "api_key";
@@ -24,6 +32,9 @@ pub struct ApiKey {
     pub id: ApiKeyId,
     /// The workspace it opens.
     pub workspace: WorkspaceId,
+    /// The environment whose workers it is for, and nobody else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub environment: Option<EnvironmentId>,
     /// Its first characters, to recognise it by.
     pub hint: String,
     /// When it was made.
@@ -47,6 +58,11 @@ pub enum KeyError {
     /// The key is too short to be one.
     #[error("an API key needs at least 16 characters, of visible ASCII")]
     Weak,
+    /// No environment of the workspace has workers by that id.
+    #[error(
+        "there is no self_hosted environment `{0}` in this workspace; --workspace names another one"
+    )]
+    Environment(EnvironmentId),
     /// The name cannot be a workspace's.
     #[error("a workspace name has 1 to 48 letters, digits, `-` or `_`")]
     Workspace,
@@ -71,6 +87,15 @@ fn system() -> WorkspaceId {
     WorkspaceId::from_wire(SYSTEM)
 }
 
+/// Text that nobody guesses.
+fn random(prefix: &str) -> Result<String, KeyError> {
+    let mut random = [0; 32];
+    getrandom::fill(&mut random).map_err(KeyError::Randomness)?;
+    let (high, low) = random.split_at(16);
+    let number = |half: &[u8]| u128::from_be_bytes(half.try_into().unwrap_or_default());
+    Ok(format!("{prefix}{}{}", render("", number(high)), render("", number(low))))
+}
+
 /// Makes a key for a workspace; the returned text is the only copy.
 pub async fn create(
     store: &dyn Store,
@@ -78,13 +103,70 @@ pub async fn create(
     ids: &dyn IdGen,
     workspace: &WorkspaceId,
 ) -> Result<(String, ApiKey), KeyError> {
-    let mut random = [0; 32];
-    getrandom::fill(&mut random).map_err(KeyError::Randomness)?;
-    let (high, low) = random.split_at(16);
-    let number = |half: &[u8]| u128::from_be_bytes(half.try_into().unwrap_or_default());
-    let key = format!("{PREFIX}{}{}", render("", number(high)), render("", number(low)));
-    let record = put(store, clock, ids, workspace, &key).await?;
+    let key = random(PREFIX)?;
+    let record = put(store, clock, ids, workspace, None, &key).await?;
     Ok((key, record))
+}
+
+/// Makes a key for the workers of a self-hosted environment; the returned text is the only copy.
+pub async fn create_for_workers(
+    store: &dyn Store,
+    clock: &dyn Clock,
+    ids: &dyn IdGen,
+    workspace: &WorkspaceId,
+    environment: &EnvironmentId,
+) -> Result<(String, ApiKey), KeyError> {
+    let found = store.document(workspace, ENVIRONMENT, environment.as_str()).await?;
+    let found = found.and_then(|found| serde_json::from_str::<Environment>(&found.body).ok());
+    if found.is_none_or(|found| found.config != Config::SelfHosted) {
+        return Err(KeyError::Environment(environment.clone()));
+    }
+    let key = random(WORKERS)?;
+    let record = put(store, clock, ids, workspace, Some(environment.clone()), &key).await?;
+    Ok((key, record))
+}
+
+/// A new token, not yet anybody's.
+pub(crate) fn random_token() -> Result<String, KeyError> {
+    random(TOKEN)
+}
+
+/// Makes a token an item's, in the place of the last one.
+pub(crate) fn put_token(owner: &WorkToken, token: &str, now: Timestamp) -> Write {
+    let document = Document {
+        workspace: system(),
+        kind: TOKEN_KIND.to_owned(),
+        id: WorkToken::id_of(&owner.work),
+        parent: None,
+        unique_key: Some(hash(token)),
+        created_at: now,
+        archived_at: None,
+        revision: 0,
+        body: serde_json::to_string(owner).expect("a token's record is plain data"),
+    };
+    Write::PutDocument { document, expect: Expect::Any }
+}
+
+/// Ends an item's token.
+pub(crate) fn forget_token(id: &str) -> Write {
+    let (workspace, kind, id) = (system(), TOKEN_KIND.to_owned(), id.to_owned());
+    Write::DeleteDocument { workspace, kind, id, expect: Expect::Any }
+}
+
+/// Whose token it is; none if it is no token, or an ended one.
+pub(crate) async fn find_token(
+    store: &dyn Store,
+    token: &str,
+) -> Result<Option<WorkToken>, StoreError> {
+    if !token.starts_with(TOKEN) {
+        return Ok(None);
+    }
+    let found = store.document_by_key(&system(), TOKEN_KIND, &hash(token)).await?;
+    let decode = |document: Document| {
+        serde_json::from_str(&document.body)
+            .map_err(|_| StoreError::Corrupt { what: document.id.clone() })
+    };
+    found.map(decode).transpose()
 }
 
 /// Accepts a key that the operator chose; accepting it again changes nothing.
@@ -98,7 +180,8 @@ pub async fn accept(
         return Err(KeyError::Weak);
     }
     if find(store, &hash(key)).await?.is_none() {
-        put(store, clock, ids, &WorkspaceId::from_wire(DEFAULT_WORKSPACE), key).await?;
+        let workspace = WorkspaceId::from_wire(DEFAULT_WORKSPACE);
+        put(store, clock, ids, &workspace, None, key).await?;
     }
     Ok(())
 }
@@ -108,12 +191,14 @@ async fn put(
     clock: &dyn Clock,
     ids: &dyn IdGen,
     workspace: &WorkspaceId,
+    environment: Option<EnvironmentId>,
     key: &str,
 ) -> Result<ApiKey, KeyError> {
     let now = clock.now();
     let record = ApiKey {
         id: ApiKeyId::new(ids.next(now)),
         workspace: workspace.clone(),
+        environment,
         hint: format!("{}…", key.chars().take(7).collect::<String>()),
         created_at: now,
         revoked_at: None,

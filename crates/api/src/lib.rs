@@ -22,10 +22,12 @@ mod query;
 mod rates;
 mod reject;
 pub mod routes;
+mod scope;
 mod sessions;
 mod stop_all;
 mod threads;
 mod vaults;
+mod work;
 
 pub use app::{App, Parts, Sandboxes, Settings};
 pub use edge::unreadable;

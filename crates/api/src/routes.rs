@@ -2,7 +2,7 @@
 
 use crate::{
     agents, app::App, auth, credentials, edge, environments, events, health, models,
-    reject::Reject, sessions, stop_all, threads, vaults,
+    reject::Reject, sessions, stop_all, threads, vaults, work,
 };
 use axum::{
     Router,
@@ -26,6 +26,18 @@ pub const TABLE: &[(&str, &str, &str)] = &[
     ("POST", "/v1/environments/{environment_id}", "environments.update"),
     ("DELETE", "/v1/environments/{environment_id}", "environments.delete"),
     ("POST", "/v1/environments/{environment_id}/archive", "environments.archive"),
+    ("GET", "/v1/environments/{environment_id}/work", "environments.work.list"),
+    ("GET", "/v1/environments/{environment_id}/work/poll", "environments.work.poll"),
+    ("GET", "/v1/environments/{environment_id}/work/stats", "environments.work.stats"),
+    ("GET", "/v1/environments/{environment_id}/work/{work_id}", "environments.work.retrieve"),
+    ("POST", "/v1/environments/{environment_id}/work/{work_id}", "environments.work.update"),
+    ("POST", "/v1/environments/{environment_id}/work/{work_id}/ack", "environments.work.ack"),
+    (
+        "POST",
+        "/v1/environments/{environment_id}/work/{work_id}/heartbeat",
+        "environments.work.heartbeat",
+    ),
+    ("POST", "/v1/environments/{environment_id}/work/{work_id}/stop", "environments.work.stop"),
     ("POST", "/v1/sessions", "sessions.create"),
     ("GET", "/v1/sessions", "sessions.list"),
     ("GET", "/v1/sessions/{session_id}", "sessions.retrieve"),
@@ -80,6 +92,8 @@ pub const EXTENSIONS: &[(&str, &str)] = &[
 pub fn router(app: App) -> Router {
     let session = "/v1/sessions/{session_id}";
     let thread = "/v1/sessions/{session_id}/threads/{thread_id}";
+    let queue = "/v1/environments/{environment_id}/work";
+    let item = "/v1/environments/{environment_id}/work/{work_id}";
     let vault = "/v1/vaults/{vault_id}";
     let credential = "/v1/vaults/{vault_id}/credentials/{credential_id}";
     let api = Router::new()
@@ -101,6 +115,13 @@ pub fn router(app: App) -> Router {
                 .delete(environments::delete::handler),
         )
         .route("/v1/environments/{environment_id}/archive", post(environments::archive::handler))
+        .route(queue, get(work::list::handler))
+        .route(&format!("{queue}/poll"), get(work::poll::handler))
+        .route(&format!("{queue}/stats"), get(work::stats::handler))
+        .route(item, get(work::retrieve::handler).post(work::update::handler))
+        .route(&format!("{item}/ack"), post(work::ack::handler))
+        .route(&format!("{item}/heartbeat"), post(work::heartbeat::handler))
+        .route(&format!("{item}/stop"), post(work::stop::handler))
         .route("/v1/sessions", post(sessions::create::handler).get(sessions::list::handler))
         .route(
             session,

@@ -120,6 +120,7 @@ pub(crate) fn standing<'a>(row: &'a SessionRow, body: &'a SessionBody) -> Standi
         gate: &row.gate,
         thread: &row.primary_thread,
         agent: &body.agent,
+        self_hosted: body.self_hosted,
         usage: row.usage,
         activity: row.activity,
     }

@@ -110,10 +110,6 @@ async fn what_cannot_be_had_yet_is_refused_by_name() {
         let message = refuse(&agent, &cloud, json!({})).await;
         assert!(message.contains(word), "{message}");
     }
-    let hosted = json!({ "name": "hosted", "config": { "type": "self_hosted" } });
-    let hosted = rig.post("/v1/environments", hosted).await.ok();
-    let message = refuse(&plain, &id(&hosted), json!({})).await;
-    assert!(message.contains("self_hosted"), "{message}");
     assert_eq!(rig.get("/v1/sessions").await.ok()["data"], json!([]));
     let body = json!({ "agent": plain, "environment_id": "env_none" });
     assert_eq!(rig.post("/v1/sessions", body).await.refusal().0, 404);

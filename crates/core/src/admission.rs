@@ -30,6 +30,8 @@ pub struct Standing<'a> {
     pub thread: &'a ThreadId,
     /// The agent.
     pub agent: &'a SessionAgent,
+    /// Workers of the client's own run the built-in tools.
+    pub self_hosted: bool,
     /// Tokens used.
     pub usage: Usage,
     /// Running time.
@@ -152,6 +154,10 @@ impl Desk<'_> {
         match event {
             ClientEvent::DefineOutcome => {
                 return Err(refused(index, event, "outcomes are not available on this server yet"));
+            }
+            ClientEvent::ToolResult { call, .. } if self.standing.self_hosted => {
+                self.answer(index, event, call, Awaits::ToolResult, past)?;
+                self.processed(event);
             }
             ClientEvent::ToolResult { .. } => {
                 let reason = "`user.tool_result` is for sessions of self-hosted environments; this server runs the tools of a cloud environment itself";
@@ -326,6 +332,7 @@ fn no_longer(call: &EventId, awaits: Awaits, past: &BTreeMap<EventId, Past>) -> 
         | ("agent.custom_tool_use", Awaits::CustomResult) => {
             format!("`{call}` has been answered already")
         }
+        ("agent.tool_use", Awaits::ToolResult) => format!("`{call}` has its result already"),
         ("agent.tool_use", _) => format!("`{call}` is not a custom tool call"),
         ("agent.custom_tool_use", _) => {
             format!("`{call}` is a custom tool call: send its `user.custom_tool_result`")

@@ -6,11 +6,13 @@
 //! * [`context`]: the messages of the next model request, a pure function of the folded transcript.
 //! * [`turn`]: the machine; inputs in, steps out.
 //! * [`fork`]: how much of a log another session begins with.
+//! * [`queue`]: the work queue of a self-hosted environment.
 //! * [`tools`]: the built-in tools and who may call them.
 
 pub mod admission;
 pub mod context;
 pub mod fork;
+pub mod queue;
 pub mod state;
 pub mod tools;
 pub mod transcript;

@@ -61,6 +61,9 @@ pub struct Call {
 impl Call {
     /// Whether the sandbox may run it now.
     pub fn runnable(&self) -> bool {
+        if self.record.remote {
+            return false;
+        }
         match self.record.evaluation {
             Evaluation::Allow => true,
             Evaluation::Ask | Evaluation::AutoAsk => {
@@ -72,10 +75,22 @@ impl Call {
 
     /// Whether only a client can move it on.
     pub fn waits_for_client(&self) -> bool {
-        match self.record.evaluation {
-            Evaluation::Ask | Evaluation::AutoAsk | Evaluation::Custom => self.reply.is_none(),
-            Evaluation::Allow | Evaluation::Refused => false,
+        match &self.reply {
+            None => self.awaits_reply(),
+            // It may run; that it has is still to be heard from the worker.
+            Some(Reply::Allow) => self.record.remote,
+            Some(Reply::Deny { .. } | Reply::Result { .. }) => false,
         }
+    }
+
+    /// Whether no client has said anything to it yet, and one must.
+    pub fn awaits_reply(&self) -> bool {
+        let asked = match self.record.evaluation {
+            Evaluation::Ask | Evaluation::AutoAsk | Evaluation::Custom => true,
+            Evaluation::Allow => self.record.remote,
+            Evaluation::Refused => false,
+        };
+        asked && self.reply.is_none()
     }
 }
 

@@ -79,14 +79,17 @@ pub fn has_sandbox(agent: &SessionAgent) -> bool {
     })
 }
 
-/// The system prompt of a session: the agent's own, then what it needs to know about its sandbox.
-pub fn system_prompt(agent: &SessionAgent) -> Option<String> {
+/// The system prompt of a session: the agent's own, then what it needs to know about where its tools run.
+pub fn system_prompt(agent: &SessionAgent, self_hosted: bool) -> Option<String> {
     const SANDBOX: &str = "Your tools run in a Linux sandbox of this session. Its working directory is /workspace; files there stay for the whole session, \
-while running programs may not outlive a turn. Write files meant for the user to /mnt/session/outputs. The sandbox has no network access.";
+while running programs may not outlive a turn. Write files meant for the user to /mnt/session/outputs.";
+    const WORKER: &str = "Your tools run on a machine of the user's own, in a working directory to which relative paths belong. Files there stay for the whole session, \
+while running programs may not outlive a turn.";
+    let place = if self_hosted { WORKER } else { SANDBOX };
     match (agent.system.as_deref().filter(|text| !text.is_empty()), has_sandbox(agent)) {
-        (Some(own), true) => Some(format!("{own}\n\n{SANDBOX}")),
+        (Some(own), true) => Some(format!("{own}\n\n{place}")),
         (Some(own), false) => Some(own.to_owned()),
-        (None, true) => Some(SANDBOX.to_owned()),
+        (None, true) => Some(place.to_owned()),
         (None, false) => None,
     }
 }

@@ -21,6 +21,9 @@ pub struct CallRecord {
     pub input: Value,
     /// Who runs it and whether it may run.
     pub evaluation: Evaluation,
+    /// A worker of a self-hosted environment runs it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub remote: bool,
 }
 
 /// A private record.

@@ -70,6 +70,8 @@ pub struct Facts {
     pub thread: ThreadId,
     /// The agent, as the session froze it.
     pub agent: SessionAgent,
+    /// Workers of the client's own run the built-in tools.
+    pub self_hosted: bool,
     /// The session's status.
     pub status: Status,
     /// Tokens used so far.

@@ -20,6 +20,8 @@ pub enum ErrorCode {
     MethodNotAllowed,
     /// The resource changed, exists already, or the idempotency key was used for something else.
     Conflict,
+    /// The caller knows less than has happened: read again before going on.
+    PreconditionFailed,
     /// The body is larger than the limit.
     TooLarge,
     /// Too many requests; `retry-after` says when to come back.
@@ -42,6 +44,7 @@ impl ErrorCode {
             Self::NotFound => 404,
             Self::MethodNotAllowed => 405,
             Self::Conflict => 409,
+            Self::PreconditionFailed => 412,
             Self::TooLarge => 413,
             Self::RateLimited => 429,
             Self::Timeout => 504,
@@ -53,7 +56,9 @@ impl ErrorCode {
     /// `error.type` on the wire.
     pub const fn wire(self) -> &'static str {
         match self {
-            Self::InvalidRequest | Self::MethodNotAllowed => "invalid_request_error",
+            Self::InvalidRequest | Self::MethodNotAllowed | Self::PreconditionFailed => {
+                "invalid_request_error"
+            }
             Self::Authentication => "authentication_error",
             Self::Permission => "permission_error",
             Self::NotFound => "not_found_error",
@@ -75,6 +80,7 @@ impl ErrorCode {
             | Self::NotFound
             | Self::MethodNotAllowed
             | Self::Conflict
+            | Self::PreconditionFailed
             | Self::TooLarge => false,
             Self::RateLimited | Self::Timeout | Self::Overloaded | Self::Internal => true,
         }
@@ -91,17 +97,20 @@ pub struct ApiError {
     pub message: String,
     /// `error.details.error_code`, for clients that pick a typed exception by it.
     pub error_code: Option<&'static str>,
+    /// `error.details.current_state`: what has happened, if that is what the refusal is about.
+    pub current_state: Option<Box<Value>>,
     /// Seconds for `retry-after`.
     pub retry_after: Option<u64>,
 }
 
 impl ApiError {
     /// Every `error_code` a refusal may carry.
-    pub const CODES: [&str; 10] = [
+    pub const CODES: [&str; 11] = [
         "agent_model_required",
         "budget_create_only",
         "environment_archived",
         "environment_not_found",
+        "heartbeat_precondition_failed",
         "invalid_config_type_change",
         "invalid_metadata",
         "model_does_not_support_mid_conversation_system",
@@ -112,7 +121,13 @@ impl ApiError {
 
     /// An error with a message and nothing else.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), error_code: None, retry_after: None }
+        Self {
+            code,
+            message: message.into(),
+            error_code: None,
+            current_state: None,
+            retry_after: None,
+        }
     }
 
     /// A 400 with this message.
@@ -138,6 +153,9 @@ impl ApiError {
         let mut error = json!({ "type": self.code.wire(), "message": self.message });
         if let Some(error_code) = self.error_code {
             error["details"] = json!({ "error_code": error_code });
+        }
+        if let Some(current_state) = &self.current_state {
+            error["details"]["current_state"] = Value::clone(current_state);
         }
         json!({ "type": "error", "error": error, "request_id": request_id })
     }

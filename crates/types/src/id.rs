@@ -91,6 +91,8 @@ ids! {
     ThreadId = "sthr_";
     /// A vault.
     VaultId = "vlt_";
+    /// An item of a self-hosted environment's work queue.
+    WorkId = "work_";
     /// A workspace: what an API key sees.
     WorkspaceId = "wrkspc_";
 }

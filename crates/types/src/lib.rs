@@ -18,12 +18,13 @@ pub mod thread;
 pub mod time;
 pub mod usage;
 pub mod vault;
+pub mod work;
 
 pub use clock::{Clock, IdGen, RandomIds, SystemClock};
 pub use error::{ApiError, ErrorCode};
 pub use fields::{Fields, Invalid, Patch};
 pub use id::{
     AgentId, ApiKeyId, CredentialId, EnvironmentId, EventId, RequestId, SessionId, ThreadId,
-    VaultId, WorkspaceId,
+    VaultId, WorkId, WorkspaceId,
 };
 pub use time::Timestamp;

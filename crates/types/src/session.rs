@@ -19,6 +19,9 @@ pub struct SessionBody {
     /// The vaults whose credentials it has the use of, fixed when it is made.
     #[serde(default)]
     pub vault_ids: Vec<VaultId>,
+    /// Its environment is self-hosted, which an environment is for good.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub self_hosted: bool,
 }
 
 /// What a session or thread is doing.

@@ -46,6 +46,7 @@ const NUMBERS: [&str; 20] = [
     "model_window",
     "model_max_tokens",
     "lease_seconds",
+    "work_lease_seconds",
 ];
 
 /// Settings that are true or false.
@@ -150,6 +151,10 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "SECONDS")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) lease_seconds: Option<u64>,
+    /// Seconds an item of a self-hosted environment's queue stays its worker's without a heartbeat.
+    #[arg(long, value_name = "SECONDS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) work_lease_seconds: Option<u64>,
     /// Days after which an archived session is deleted [default: never].
     #[arg(long, value_name = "DAYS")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -277,6 +282,7 @@ pub(crate) struct Config {
     pub(crate) model_max_tokens: u32,
     pub(crate) rate_limits: String,
     pub(crate) lease_seconds: u64,
+    pub(crate) work_lease_seconds: u64,
     pub(crate) retention_archived_days: Option<u64>,
     pub(crate) retention_idle_days: Option<u64>,
     pub(crate) log: String,
@@ -337,6 +343,7 @@ impl Default for Config {
             model_max_tokens: 32_000,
             rate_limits: "off".to_owned(),
             lease_seconds: 30,
+            work_lease_seconds: 60,
             retention_archived_days: None,
             retention_idle_days: None,
             log: "info".to_owned(),
@@ -423,6 +430,7 @@ impl Config {
             ("model_attempts", self.model_attempts.into()),
             ("model_max_tokens", self.model_max_tokens.into()),
             ("lease_seconds", self.lease_seconds),
+            ("work_lease_seconds", self.work_lease_seconds),
         ];
         if self.sandbox_memory_mb < 64 {
             bail!("sandbox_memory_mb: must be at least 64 — from {}", source("sandbox_memory_mb"));

@@ -18,7 +18,7 @@ use vaquero_api::{
 };
 use vaquero_sandbox::{ComputeProvider, SandboxKey};
 use vaquero_store::sandboxes;
-use vaquero_types::{Clock, IdGen, RandomIds, SessionId, sandbox::SandboxRecord};
+use vaquero_types::{Clock, EnvironmentId, IdGen, RandomIds, SessionId, sandbox::SandboxRecord};
 
 /// What a command asks.
 #[derive(Debug, Serialize, Deserialize)]
@@ -28,6 +28,8 @@ pub(crate) enum Ask {
     KeyCreate {
         /// Its name.
         workspace: String,
+        /// The environment whose workers it is for.
+        environment: Option<String>,
     },
     /// List all keys.
     KeyList,
@@ -160,9 +162,16 @@ impl Operator {
         let store = self.opened.store();
         let (store, clock, ids) = (store.as_ref(), self.clock.as_ref(), self.ids.as_ref());
         Ok(match ask {
-            Ask::KeyCreate { workspace } => {
+            Ask::KeyCreate { workspace, environment } => {
                 let workspace = keys::workspace(&workspace)?;
-                Told::Key(keys::create(store, clock, ids, &workspace).await?.0)
+                let made = match environment.map(EnvironmentId::from_wire) {
+                    Some(environment) => {
+                        keys::create_for_workers(store, clock, ids, &workspace, &environment)
+                            .await?
+                    }
+                    None => keys::create(store, clock, ids, &workspace).await?,
+                };
+                Told::Key(made.0)
             }
             Ask::KeyList => Told::Keys(keys::list(store).await?),
             Ask::KeyRevoke { id } => Told::Revoked(match &self.app {

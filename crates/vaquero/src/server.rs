@@ -154,6 +154,7 @@ impl Server {
                     isolated: config.sandbox == SandboxChoice::Local,
                     host_packages_ok: config.host_packages_ok,
                 },
+                work_lease: Duration::from_secs(config.work_lease_seconds),
                 rates: Rates::preset(&config.rate_limits).unwrap_or_default(),
                 ..Settings::default()
             },

@@ -6,13 +6,13 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 use vaquero_core::{
     Message, Role, tools,
-    turn::{Answer, AnswerBlock, Ending, Failure, FailureKind},
+    turn::{Answer, AnswerBlock, Ending, Facts, Failure, FailureKind},
 };
 use vaquero_model::{BlockKind, ModelError, ModelEvent, ModelRequest, StopReason, ToolDef};
 use vaquero_store::Delta;
 use vaquero_types::{
     EventId, SessionId, ThreadId,
-    agent::{Effort, SessionAgent, Speed},
+    agent::{Effort, Speed},
     usage::Usage,
 };
 
@@ -28,11 +28,8 @@ pub(crate) struct Ask {
 }
 
 /// The request for a context.
-pub(crate) fn request(
-    agent: &SessionAgent,
-    messages: Vec<Message>,
-    max_tokens: u32,
-) -> ModelRequest {
+pub(crate) fn request(facts: &Facts, messages: Vec<Message>, max_tokens: u32) -> ModelRequest {
+    let agent = &facts.agent;
     let messages = messages
         .into_iter()
         .map(|message| vaquero_model::Message {
@@ -53,7 +50,7 @@ pub(crate) fn request(
     ModelRequest {
         model: agent.model.id.clone(),
         max_tokens,
-        system: tools::system_prompt(agent),
+        system: tools::system_prompt(agent, facts.self_hosted),
         tools: tools.collect(),
         messages,
         // The default is left unsaid: models without the setting refuse to hear of it.

@@ -169,6 +169,7 @@ impl Turn {
         let facts = Facts {
             thread: row.primary_thread,
             agent: body.agent,
+            self_hosted: body.self_hosted,
             status: row.status,
             usage: row.usage,
             activity: row.activity,
@@ -183,7 +184,7 @@ impl Turn {
         let sandboxes = self.sandboxes.clone();
         let hands = Hands::new(self.world.clone(), sandboxes, &self.lease, origin, report.clone());
         let mut tasks = JoinSet::new();
-        if state.generation == 0 {
+        if state.generation == 0 && !facts.self_hosted {
             hands.prepare(&mut tasks);
         }
         Ok(Run {
@@ -301,7 +302,7 @@ impl Turn {
             world: self.world.clone(),
             session: self.lease.session.clone(),
             thread: facts.thread.clone(),
-            request: ask::request(&facts.agent, messages, self.config.max_tokens),
+            request: ask::request(facts, messages, self.config.max_tokens),
             quiet: purpose == Purpose::Compaction,
             cancel,
         };

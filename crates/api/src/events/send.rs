@@ -5,7 +5,7 @@ use crate::{
     body::{PathIds, Posted},
     change::{Outcome, Reply},
     reject::Result,
-    sessions,
+    sessions, work,
 };
 use axum::{extract::State, response::Response};
 use std::collections::BTreeMap;
@@ -57,5 +57,7 @@ async fn decide(app: App, posted: Arc<Posted>, ids: PathIds) -> Result<Outcome> 
     let standing = sessions::standing(&row, &body);
     let admitted = admission::admit(&standing, &events, &past, app.now(), app.parts.ids.as_ref())?;
     let reply = Reply::Events(row.id.clone(), admitted.ids.clone());
-    Ok(Outcome { writes: vec![sessions::append(&row, admitted)], reply, duplicate: None })
+    let work = if admitted.ready { work::wanted(&app, &row, &body).await? } else { None };
+    let writes = std::iter::once(sessions::append(&row, admitted)).chain(work).collect();
+    Ok(Outcome { writes, reply, duplicate: Some(work::changed()) })
 }

@@ -7,7 +7,7 @@ use crate::{
     change::Outcome,
     environments,
     reject::Result,
-    sessions, vaults,
+    sessions, vaults, work,
 };
 use axum::{extract::State, response::Response};
 use serde_json::Value;
@@ -122,6 +122,7 @@ async fn decide(app: App, posted: Arc<Posted>, _ids: PathIds) -> Result<Outcome>
         title: draft.title,
         metadata: draft.metadata,
         vault_ids: draft.vaults,
+        self_hosted: environment.config == Config::SelfHosted,
     };
     let (id, primary) = (SessionId::new(app.new_id()), ThreadId::new(app.new_id()));
     let (mut row, thread) = sessions::fresh(workspace, draft.environment, &body, id, primary, now);
@@ -133,6 +134,7 @@ async fn decide(app: App, posted: Arc<Posted>, _ids: PathIds) -> Result<Outcome>
             admission::admit(&standing, events, &BTreeMap::new(), now, app.parts.ids.as_ref())?;
         let (status, activity) = (admitted.status, admitted.activity);
         writes.push(sessions::append(&row, admitted));
+        writes.extend(work::wanted(app, &row, &body).await?);
         row.status = status.unwrap_or(row.status);
         row.activity = activity.unwrap_or(row.activity);
     }
@@ -150,14 +152,8 @@ pub(super) fn check_environment(
         let error = ApiError::invalid(format!("environment_id: environment `{id}` is archived"));
         return Err(error.with_error_code("environment_archived").into());
     }
-    let cloud = match &environment.config {
-        Config::SelfHosted => {
-            return refuse(format!(
-                "environment_id: environment `{id}` is self_hosted, and the work queue for self-hosted workers is not available on this server yet"
-            ));
-        }
-        Config::Cloud(cloud) => cloud,
-    };
+    // What runs on workers is their operator's business.
+    let Config::Cloud(cloud) = &environment.config else { return Ok(()) };
     if sandboxes.isolated {
         return Ok(());
     }

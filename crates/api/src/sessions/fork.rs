@@ -63,6 +63,7 @@ async fn decide(app: App, posted: Arc<Posted>, ids: PathIds) -> Result<Outcome> 
     let facts = Facts {
         thread: thread.clone(),
         agent: body.agent.clone(),
+        self_hosted: body.self_hosted,
         status: Status::Running,
         usage: Usage::default(),
         activity: Activity::default(),

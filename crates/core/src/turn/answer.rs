@@ -146,10 +146,14 @@ impl Machine {
 
     fn judge(&self, event: &EventId, block: &Value) -> CallRecord {
         let name = block["name"].as_str().unwrap_or_default().to_owned();
+        let evaluation = tools::evaluate(&self.facts.agent, &name);
+        let built_in =
+            matches!(evaluation, Evaluation::Allow | Evaluation::Ask | Evaluation::AutoAsk);
         CallRecord {
             event: event.clone(),
             tool_use_id: block["id"].as_str().unwrap_or_default().to_owned(),
-            evaluation: tools::evaluate(&self.facts.agent, &name),
+            evaluation,
+            remote: built_in && self.facts.self_hosted,
             input: block["input"].clone(),
             name,
         }
@@ -171,7 +175,8 @@ impl Machine {
         let awaits = match call.evaluation {
             Evaluation::Custom => Some(Awaits::CustomResult),
             Evaluation::Ask | Evaluation::AutoAsk => Some(Awaits::Confirmation),
-            Evaluation::Allow | Evaluation::Refused => None,
+            Evaluation::Allow => call.remote.then_some(Awaits::ToolResult),
+            Evaluation::Refused => None,
         };
         batch.gate.extend(awaits.map(|awaits| GateChange::Open(call.event.clone(), awaits)));
     }

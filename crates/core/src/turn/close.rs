@@ -68,11 +68,13 @@ impl Machine {
             is_error,
         };
         batch.records.push(result.record(desk.event_id(), &self.facts.thread));
-        match call.evaluation {
-            Evaluation::Custom | Evaluation::Ask | Evaluation::AutoAsk => {
-                batch.gate.push(GateChange::Close(call.event.clone()));
-            }
-            Evaluation::Allow | Evaluation::Refused => {}
+        let gated = match call.evaluation {
+            Evaluation::Custom | Evaluation::Ask | Evaluation::AutoAsk => true,
+            Evaluation::Allow => call.remote,
+            Evaluation::Refused => false,
+        };
+        if gated {
+            batch.gate.push(GateChange::Close(call.event.clone()));
         }
     }
 

@@ -11,6 +11,7 @@ use serde_json::Value;
 use vaquero_types::{
     EventId,
     event::server::{self, SessionErrorKind, StopReason},
+    gate::{Awaits, GateChange},
     record::{NewRecord, RecordKind},
     session::Status,
 };
@@ -161,12 +162,12 @@ impl Machine {
     /// Moves the unsettled calls on: takes replies, runs what may run, waits for the rest.
     fn calls(&mut self, desk: &mut Desk<'_>) -> Vec<Step> {
         let mut batch = Batch::default();
-        if self.state.calls.iter().all(|call| !call.waits_for_client()) {
+        if self.state.calls.iter().all(|call| !call.awaits_reply()) {
             self.take_confirmations(&mut batch);
         }
         for call in &self.state.calls {
-            match (&call.reply, call.record.evaluation) {
-                (Some(Reply::Result { content, is_error }), Evaluation::Custom) => {
+            match &call.reply {
+                Some(Reply::Result { content, is_error }) => {
                     self.settle_privately(
                         &mut batch,
                         &call.record,
@@ -175,11 +176,11 @@ impl Machine {
                         desk,
                     );
                 }
-                (Some(Reply::Deny { message }), _) => {
+                Some(Reply::Deny { message }) => {
                     let text = denial(&call.record.name, message.as_deref());
                     self.settle(&mut batch, &call.record, &[server::text_block(&text)], true, desk);
                 }
-                _ => {}
+                Some(Reply::Allow) | None => {}
             }
         }
         if !batch.records.is_empty() {
@@ -212,11 +213,18 @@ impl Machine {
         self.append(batch)
     }
 
-    /// Confirmations become processed events, in the order they came.
+    /// Confirmations become processed events, in the order they came. What a worker may run now waits for its result.
     fn take_confirmations(&self, batch: &mut Batch) {
         for queued in &self.state.queue {
-            if queued.event_type == "user.tool_confirmation" {
-                batch.records.push(taken(queued, &self.facts.thread));
+            if queued.event_type != "user.tool_confirmation" {
+                continue;
+            }
+            batch.records.push(taken(queued, &self.facts.thread));
+            let id = EventId::from_wire(queued.body["tool_use_id"].as_str().unwrap_or_default());
+            let call = self.state.call(&id);
+            if call.is_some_and(|call| call.record.remote && call.reply == Some(Reply::Allow)) {
+                batch.gate.push(GateChange::Close(id.clone()));
+                batch.gate.push(GateChange::Open(id, Awaits::ToolResult));
             }
         }
     }

@@ -168,6 +168,7 @@ impl World {
             gate: &self.gate,
             thread: &self.thread,
             agent: &self.agent,
+            self_hosted: false,
             usage: self.usage,
             activity: self.activity,
         };
@@ -193,6 +194,7 @@ impl World {
         let facts = Facts {
             thread: self.thread.clone(),
             agent: self.agent.clone(),
+            self_hosted: false,
             status: self.status,
             usage: self.usage,
             activity: self.activity,

@@ -22,7 +22,7 @@ enum Command {
         /// The workspace it opens; a new name is a new workspace.
         #[arg(long, value_name = "NAME", default_value = "default")]
         workspace: String,
-        /// For a later release: a key for the workers of a self-hosted environment.
+        /// Make it for the workers of this self-hosted environment of the workspace, and for nothing else.
         #[arg(long, value_name = "env_…")]
         environment: Option<String>,
     },
@@ -37,12 +37,9 @@ enum Command {
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let ask = match &args.command {
-        Command::Create { environment: Some(_), .. } => {
-            bail!("--environment: keys for self-hosted workers are for a later release of Vaquero")
-        }
-        Command::Create { workspace, environment: None } => {
+        Command::Create { workspace, environment } => {
             keys::workspace(workspace)?;
-            Ask::KeyCreate { workspace: workspace.clone() }
+            Ask::KeyCreate { workspace: workspace.clone(), environment: environment.clone() }
         }
         Command::List => Ask::KeyList,
         Command::Revoke { id } => Ask::KeyRevoke { id: id.clone() },
@@ -63,5 +60,13 @@ fn show(key: &ApiKey) {
         Some(at) => format!("revoked {at}"),
         None => "active".to_owned(),
     };
-    say!("{}  {}  {}  created {}  {state}", key.id, key.workspace, key.hint, key.created_at);
+    let environment = key.environment.as_ref().map(|id| format!("  workers of {id}"));
+    say!(
+        "{}  {}  {}  created {}  {state}{}",
+        key.id,
+        key.workspace,
+        key.hint,
+        key.created_at,
+        environment.unwrap_or_default()
+    );
 }
