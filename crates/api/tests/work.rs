@@ -27,13 +27,9 @@ async fn place_with(settings: Settings) -> Place {
     let config = json!({ "name": "hosted", "config": { "type": "self_hosted" } });
     let environment = id(&rig.post("/v1/environments", config).await.ok());
     let workspace = WorkspaceId::from_wire(keys::DEFAULT_WORKSPACE);
-    let made = keys::create_for_workers(
-        rig.store.as_ref(),
-        &SystemClock,
-        &RandomIds,
-        &workspace,
-        &EnvironmentId::from_wire(environment.clone()),
-    );
+    let own = EnvironmentId::from_wire(environment.clone());
+    let made =
+        keys::create_for_workers(rig.store.as_ref(), &SystemClock, &RandomIds, &workspace, &own);
     let (key, _) = made.await.expect("a key");
     let agent = rig.agent(json!({ "tools": [{ "type": "agent_toolset_20260401" }] })).await;
     let agent = id(&agent);

@@ -25,7 +25,7 @@ use vaquero_worker::Retention;
 const NOT_SETTINGS: [&str; 3] = ["CONFIG", "CRASH_POINT", "DEMO_MODEL"];
 
 /// Settings that are numbers.
-const NUMBERS: [&str; 20] = [
+const NUMBERS: [&str; 21] = [
     "retention_archived_days",
     "retention_idle_days",
     "database_connections",

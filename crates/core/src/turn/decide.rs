@@ -4,7 +4,6 @@ use super::{Batch, Desk, Machine, Purpose, Step, close::INTERRUPTED};
 use crate::{
     context::{self, COMPACTION_REQUEST, Role},
     state::{Queued, Reply},
-    tools::Evaluation,
     transcript::Transcript,
 };
 use serde_json::Value;
