@@ -82,9 +82,12 @@ fn against(tally: &mut Tally, store: &str, database: Option<&str>) -> anyhow::Re
     } else {
         servers[0].base.clone()
     };
-    let target = Target { base, model: model.base.clone(), store: store.to_owned() };
-    python(tally, &target)?;
+    let (model, store) = (model.base.clone(), store.to_owned());
+    let (data, database) = (places[0].clone(), database.map(str::to_owned));
+    let target = Target { base, data, database, model, store };
+    // The workers in TypeScript are tried from Python.
     typescript(tally, &target)?;
+    python(tally, &target)?;
     drop(servers);
     for data in &places {
         end_launcher(data);
@@ -102,6 +105,7 @@ fn server(exe: &Path, model: &str, data: &Path, database: Option<&str>) -> anyho
         .env("VAQUERO_ANTHROPIC_BASE_URL", model)
         .env("VAQUERO_ANTHROPIC_API_KEY", "scripted")
         .env("VAQUERO_MODEL_BACKOFF_MS", "20")
+        .env("VAQUERO_WORK_LEASE_SECONDS", "5")
         .env("VAQUERO_LOG", "error");
     if let Some(database) = database {
         command.env("VAQUERO_DATABASE_URL", database);
@@ -167,6 +171,10 @@ pub(crate) fn ledger() -> anyhow::Result<bool> {
 
 struct Target {
     base: String,
+    /// Of the first server, for the commands of its operator.
+    data: PathBuf,
+    /// The servers' database, if they share one.
+    database: Option<String>,
     model: String,
     store: String,
 }
@@ -177,6 +185,9 @@ impl Target {
             .env("VAQUERO_TEST_BASE_URL", &self.base)
             .env("VAQUERO_TEST_MODEL_URL", &self.model)
             .env("VAQUERO_TEST_API_KEY", KEY)
+            .env("VAQUERO_TEST_EXE", crate::target().join("debug/vaquero"))
+            .env("VAQUERO_TEST_DATA", &self.data)
+            .env("VAQUERO_TEST_DATABASE", self.database.as_deref().unwrap_or_default())
             .env_remove("ANTHROPIC_API_KEY")
             .env_remove("ANTHROPIC_BASE_URL");
     }
@@ -272,6 +283,8 @@ fn python(tally: &mut Tally, target: &Target) -> anyhow::Result<()> {
             .arg(&suite)
             .current_dir(crate::root());
         pytest.env("PYTHONDONTWRITEBYTECODE", "1").env("VAQUERO_TEST_GENERATION", name);
+        let typescript = crate::target().join("sdk").join(format!("ts-{name}"));
+        pytest.env("VAQUERO_TEST_TYPESCRIPT", typescript);
         target.apply(&mut pytest);
         tally.run(&format!("Python SDK, {name}, {}", target.store), pytest, |line| {
             let closing =
