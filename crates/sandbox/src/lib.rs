@@ -5,6 +5,7 @@ mod answer;
 #[cfg(feature = "attacks")]
 pub mod attacks;
 mod connection;
+mod content;
 mod error;
 mod examine;
 mod hand;
@@ -16,6 +17,7 @@ mod report;
 mod root;
 mod seam;
 
+pub use content::blocks;
 pub use error::SandboxError;
 pub use examine::{measure_bare, probe};
 pub use hand::hand_main;

@@ -9,6 +9,7 @@ pub(crate) mod sandbox;
 pub(crate) mod scripted_model;
 pub(crate) mod serve;
 pub(crate) mod vault;
+pub(crate) mod worker;
 
 /// Prints a line to standard output; a closed pipe is no error.
 macro_rules! say {

@@ -3,6 +3,7 @@
 mod admin;
 mod commands;
 mod config;
+mod hired;
 mod listen;
 mod operate;
 mod registries;
@@ -44,6 +45,8 @@ enum Command {
     Vault(commands::vault::Args),
     /// Copy the embedded store's database, also while a server uses it.
     Backup(commands::operate::Backup),
+    /// Serve a self-hosted environment's work queue, of any server, from sandboxes on this machine.
+    Worker(commands::worker::Args),
     /// Serve a scripted stand-in model (not a language model), for offline use and tests.
     ScriptedModel(commands::scripted_model::Args),
 }
@@ -67,6 +70,7 @@ fn main() -> ExitCode {
         Command::Sandbox(args) => commands::sandbox::run(&args),
         Command::Vault(args) => commands::vault::run(&args),
         Command::Backup(args) => commands::operate::backup(&args),
+        Command::Worker(args) => commands::worker::run(args),
         Command::ScriptedModel(args) => commands::scripted_model::run(&args),
     };
     match outcome {

@@ -77,7 +77,11 @@ pub(crate) fn upstream(config: &Config) -> anyhow::Result<Arc<dyn ModelProvider>
     Ok(Arc::new(provider.context("the upstream model cannot be used")?))
 }
 
-async fn compute(config: &Config, egress: Egress) -> anyhow::Result<Arc<dyn ComputeProvider>> {
+/// What makes the sandboxes.
+pub(crate) async fn compute(
+    config: &Config,
+    egress: Egress,
+) -> anyhow::Result<Arc<dyn ComputeProvider>> {
     let mut local = LocalConfig::new(&config.data_dir);
     local.idle_stop = Duration::from_secs(config.sandbox_idle_seconds);
     local.spares = config.sandbox_spares;

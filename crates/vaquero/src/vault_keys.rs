@@ -23,6 +23,11 @@ pub(crate) struct VaultKeys {
 }
 
 impl VaultKeys {
+    /// No keys, and why.
+    pub(crate) fn none(why: &str) -> Self {
+        Self { keys: Arc::new(Keys::new(Err(why.to_owned()))), file: None }
+    }
+
     /// Reads the keys; the first start with an embedded store makes one.
     pub(crate) fn open(config: &Config) -> anyhow::Result<Self> {
         if let Some(text) = &config.vault_key {
@@ -31,7 +36,7 @@ impl VaultKeys {
         }
         if config.database_url.is_some() {
             let why = "servers that share a database need the same VAQUERO_VAULT_KEY";
-            return Ok(Self { keys: Arc::new(Keys::new(Err(why.to_owned()))), file: None });
+            return Ok(Self::none(why));
         }
         let file = config.data_dir.join(FILE);
         let text = match fs::read_to_string(&file) {

@@ -20,7 +20,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use vaquero_core::turn::Input;
-use vaquero_sandbox::{Block, Fence, Sandbox, SandboxError, SandboxKey, SandboxSpec, ToolResult};
+use vaquero_sandbox::{Fence, Sandbox, SandboxError, SandboxKey, SandboxSpec, blocks};
 use vaquero_store::Lease;
 use vaquero_types::{EventId, SessionId};
 
@@ -448,23 +448,4 @@ fn unusable(what: &str, error: &(dyn std::error::Error + 'static)) -> SandboxErr
 fn failed(call: EventId, text: &str) -> Happened {
     let content = vec![json!({ "type": "text", "text": text })];
     Happened::Input(Input::ToolDone { call, content, is_error: true })
-}
-
-/// A result in the shape of the Messages API.
-fn blocks(result: ToolResult) -> Vec<Value> {
-    let source = |media_type: String, data: String| json!({ "type": "base64", "media_type": media_type, "data": data });
-    result
-        .content
-        .into_iter()
-        .filter_map(|block| match block {
-            Block::Text { text } if text.is_empty() => None,
-            Block::Text { text } => Some(json!({ "type": "text", "text": text })),
-            Block::Image { media_type, data } => {
-                Some(json!({ "type": "image", "source": source(media_type, data) }))
-            }
-            Block::Document { media_type, data } => {
-                Some(json!({ "type": "document", "source": source(media_type, data) }))
-            }
-        })
-        .collect()
 }

@@ -24,7 +24,8 @@ pub(crate) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
         .context("the runtime cannot be started")
 }
 
-fn log(config: &Config) -> anyhow::Result<()> {
+/// Where log lines go, and which.
+pub(crate) fn log(config: &Config) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(&config.log)
         .with_context(|| format!("log: `{}` is not a log filter", config.log))?;
     let lines = tracing_subscriber::fmt()
