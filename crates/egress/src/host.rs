@@ -94,6 +94,13 @@ impl HostRule {
     }
 }
 
+/// Where a connection goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Destination {
+    pub(crate) host: Host,
+    pub(crate) port: u16,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

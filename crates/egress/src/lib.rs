@@ -15,6 +15,7 @@ mod policy;
 mod proxy;
 mod refusal;
 mod replace;
+mod signed;
 mod transparent;
 mod tunnel;
 mod upstream;

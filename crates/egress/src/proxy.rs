@@ -3,10 +3,11 @@
 
 use crate::{
     Host, Refusal,
+    host::Destination,
     inject::{Body, ForHost},
     outlet::{HTTP_2, Outlet, Place},
     replace::Replacer,
-    tunnel::{self, Destination},
+    tunnel,
     upstream::{HEAD_BYTES, Sender, Tasks, unreachable},
     websocket,
 };

@@ -2,10 +2,12 @@
 //! server has invented for a name, or to one that the program has from elsewhere.
 
 use crate::{
-    Host, Refusal, inspect,
+    Host, Refusal,
+    host::Destination,
+    inspect,
     names::Names,
     outlet::{Outlet, Place},
-    tunnel::{self, Destination},
+    tunnel,
 };
 use std::{sync::Arc, time::Duration};
 use tokio::{io::split, net::TcpStream, time::timeout};

@@ -1,7 +1,8 @@
 //! Passing bytes between a sandbox and a host, once it is decided that they may pass.
 
 use crate::{
-    Host, Refusal,
+    Refusal,
+    host::Destination,
     inspect::{self, Kind},
     outlet::{Outlet, Place},
     proxy,
@@ -12,13 +13,6 @@ use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, copy_bidirectional, join, split},
     net::TcpStream,
 };
-
-/// Where a connection goes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Destination {
-    pub(crate) host: Host,
-    pub(crate) port: u16,
-}
 
 /// Connects a client with a host it may reach, and sees to it that what is said to the host is meant for it.
 pub(crate) fn run<C>(

@@ -2,9 +2,9 @@
 
 use crate::{
     Refusal,
+    host::Destination,
     inject::Body,
     outlet::{Outlet, Place, Upstream},
-    tunnel::Destination,
 };
 use http::{Request, Response, Uri, header, uri::Scheme};
 use hyper::{
