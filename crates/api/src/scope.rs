@@ -104,7 +104,9 @@ pub(crate) async fn check(
         ) => own.as_str() == first,
         (Scope::Environment(own), For::Session) => {
             let row = app.parts.store.session(&SessionId::from_wire(first)).await?;
-            row.is_none_or(|row| row.workspace != *workspace || row.environment == *own)
+            let row = row.filter(|row| row.workspace == *workspace);
+            // Also an id that is spelt in another way than it was given: what is checked is what is used.
+            row.ok_or_else(|| ApiError::not_found("session", first))?.environment == *own
         }
         (Scope::Work(token), For::Worker | For::ClientsAndWorker) => {
             token.environment.as_str() == first && token.work.as_str() == second

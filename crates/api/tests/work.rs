@@ -199,6 +199,8 @@ async fn keys_open_what_they_are_for() {
         (&place.key, "GET", events(&other), 200),
         (&place.key, "GET", session(&elsewhere), 403),
         (&place.key, "GET", session("sesn_none"), 404),
+        (&place.key, "GET", session(&elsewhere.replacen('s', "%73", 1)), 404),
+        (token, "GET", session(&other.replacen('s', "%73", 1)), 403),
         (&place.key, "DELETE", session(&one), 403),
         (&place.key, "GET", "/v1/agents".to_owned(), 403),
         (&place.key, "GET", "/v1/environments/env_other/work/poll".to_owned(), 403),

@@ -24,7 +24,7 @@ pub async fn put(
         parent: Some(record.session_id.as_str().to_owned()),
         unique_key: None,
         created_at: record.started_at,
-        archived_at: None,
+        archived_at: record.ended_at,
         revision: 0,
         body: serde_json::to_string(record).unwrap_or_default(),
     };
@@ -32,16 +32,17 @@ pub async fn put(
     store.commit(vec![write], now).await.map(drop)
 }
 
-/// The records of a session; of all sessions without one. The oldest first.
+/// The records of a session; of all sessions without one. Those that have `ended` only if they are asked for. The oldest first.
 pub async fn list(
     store: &dyn Store,
     session: Option<&SessionId>,
+    ended: bool,
 ) -> Result<Vec<SandboxRecord>, StoreError> {
     let mut query = DocumentQuery {
         workspace: system(),
         kind: KIND.to_owned(),
         parent: session.map(|session| session.as_str().to_owned()),
-        include_archived: false,
+        include_archived: ended,
         from: None,
         until: None,
         order: Order::Ascending,
@@ -71,7 +72,7 @@ pub async fn remove(
     session: &SessionId,
     now: Timestamp,
 ) -> Result<(), CommitError> {
-    let records = list(store, Some(session)).await.map_err(CommitError::Store)?;
+    let records = list(store, Some(session), true).await.map_err(CommitError::Store)?;
     let writes: Vec<Write> = records
         .iter()
         .map(|record| Write::DeleteDocument {

@@ -60,7 +60,10 @@ pub(crate) enum Ask {
         from: PathBuf,
     },
     /// List the sandboxes of all sessions.
-    SandboxList,
+    SandboxList {
+        /// Also those that have ended.
+        all: bool,
+    },
     /// End a sandbox of this server.
     SandboxStop {
         /// Its session.
@@ -150,7 +153,7 @@ impl Operator {
         compute.stop(&key).await?;
         let (store, now) = (self.opened.store(), self.clock.now());
         let session = SessionId::from_wire(key.session.clone());
-        for record in sandboxes::list(store.as_ref(), Some(&session)).await? {
+        for record in sandboxes::list(store.as_ref(), Some(&session), true).await? {
             if record.name == key.name {
                 sandboxes::put(store.as_ref(), &record.ended(now), now).await?;
             }
@@ -182,9 +185,9 @@ impl Operator {
                 let workspace = keys::workspace(&workspace)?;
                 Told::Stopped(stop_all(store, clock, ids, &workspace).await?)
             }
-            Ask::SandboxList => {
+            Ask::SandboxList { all } => {
                 let now = clock.now();
-                let records = sandboxes::list(store, None).await?.into_iter();
+                let records = sandboxes::list(store, None, all).await?.into_iter();
                 Told::Sandboxes(records.map(|record| record.shown(now)).collect())
             }
             Ask::SandboxStop { session, name } => {

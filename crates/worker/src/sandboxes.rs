@@ -81,7 +81,7 @@ impl Sandboxes {
 
     async fn note(&self, key: &SandboxKey, sandbox: &Arc<dyn Sandbox>) -> Result<(), StoreError> {
         let session = SessionId::from_wire(key.session.clone());
-        let known = sandboxes::list(self.world.store.as_ref(), Some(&session)).await?;
+        let known = sandboxes::list(self.world.store.as_ref(), Some(&session), true).await?;
         let known = known.into_iter().find(|record| record.name == key.name);
         let now = self.world.clock.now();
         let generation = sandbox.generation();
@@ -146,7 +146,7 @@ impl Sandboxes {
         };
         if first {
             // Of the server's life before this one.
-            match sandboxes::list(self.world.store.as_ref(), None).await {
+            match sandboxes::list(self.world.store.as_ref(), None, false).await {
                 Ok(all) => ended.extend(all.into_iter().filter(|record| {
                     let (session, name) = (record.session_id.to_string(), record.name.clone());
                     record.server == self.server

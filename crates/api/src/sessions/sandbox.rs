@@ -13,7 +13,7 @@ pub(crate) async fn handler(
 ) -> Result<Json<Value>> {
     query.finish()?;
     let (row, _) = sessions::find(&app, &caller.workspace, ids.get("session_id")).await?;
-    let records = sandboxes::list(app.parts.store.as_ref(), Some(&row.id)).await?;
+    let records = sandboxes::list(app.parts.store.as_ref(), Some(&row.id), true).await?;
     let now = app.now();
     let data: Vec<_> = records.into_iter().map(|record| record.shown(now)).collect();
     Ok(Json(json!({ "type": "session_sandboxes", "session_id": row.id, "data": data })))

@@ -41,6 +41,7 @@ pub(crate) async fn handler(
     app.pollers.seen(&environment.id, worker.unwrap_or("unnamed").to_owned(), app.now());
     let until = Instant::now() + Duration::from_millis(block);
     loop {
+        let looked = Instant::now();
         for (document, kept) in work::open(&app, workspace, &environment.id).await? {
             let now = app.now();
             if queue::is_abandoned(&kept, now) {
@@ -55,7 +56,8 @@ pub(crate) async fn handler(
         if left.is_zero() || app.parts.drain.is_cancelled() {
             return Ok(Json(Value::Null));
         }
-        tokio::time::sleep(left.min(AGAIN)).await;
+        // Looking at a long queue takes its time, and must not become all that the server does.
+        tokio::time::sleep(left.min(AGAIN.max(looked.elapsed() * 5))).await;
     }
 }
 

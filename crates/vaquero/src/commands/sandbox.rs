@@ -8,7 +8,7 @@ use crate::{
 use anyhow::{Context, bail};
 use clap::Subcommand;
 use std::process::ExitCode;
-use vaquero_types::sandbox::{SandboxRecord, SandboxState};
+use vaquero_types::sandbox::SandboxRecord;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -39,14 +39,10 @@ enum Command {
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     match &args.command {
         Command::Ls { all } => {
-            let Told::Sandboxes(records) = args.place.ask(Ask::SandboxList)? else {
+            let Told::Sandboxes(records) = args.place.ask(Ask::SandboxList { all: *all })? else {
                 bail!("the server answered another question");
             };
-            for record in &records {
-                if *all || record.state == SandboxState::Running {
-                    show(record);
-                }
-            }
+            records.iter().for_each(show);
         }
         Command::Stop { session, name } => {
             let ask = Ask::SandboxStop { session: session.clone(), name: name.clone() };

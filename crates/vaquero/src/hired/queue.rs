@@ -54,6 +54,8 @@ pub(super) fn token(secret: &Value) -> Option<String> {
 
 impl Queue {
     pub(super) fn new(base: &str, environment: String, key: String) -> anyhow::Result<Self> {
+        // An error means that there is one already.
+        drop(rustls::crypto::ring::default_provider().install_default());
         let http = Client::builder()
             .connect_timeout(Duration::from_secs(10))
             .build()
