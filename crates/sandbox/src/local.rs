@@ -243,6 +243,34 @@ impl Inner {
         Ok(Arc::clone(&launcher))
     }
 
+    /// How many spares there are to be, and for how long.
+    fn spares_wanted(&self) -> SparesWanted {
+        let idle_ms = u64::try_from(self.config.idle_stop.as_millis()).unwrap_or(u64::MAX);
+        SparesWanted { count: self.config.spares, idle_ms }
+    }
+
+    /// Has a spare made while whoever will want it still thinks. Sandboxes with secrets have an authority of their own, and no spares.
+    fn have_ready(self: &Arc<Self>, spec: &SandboxSpec) {
+        let secrets = spec.outbound.as_ref().is_some_and(|outbound| outbound.vaults.is_some());
+        if secrets || !self.options.isolated || check_spec(spec).is_err() {
+            return;
+        }
+        let ask = Ask::Ready {
+            limits: spec.limits,
+            env: variables(spec),
+            network: spec.outbound.is_some(),
+            layer: None,
+            spares: self.spares_wanted(),
+        };
+        let inner = Arc::clone(self);
+        self.shared.tasks.spawn(async move {
+            // Without a spare, the sandbox is made when it is wanted.
+            if let Ok(launcher) = inner.launcher().await {
+                drop(launcher.post.ask(ask, ENSURE_TIMEOUT).await);
+            }
+        });
+    }
+
     /// Waits for this session's turn.
     async fn turn(&self, session: &str) -> OwnedMutexGuard<()> {
         let turn = {
@@ -380,8 +408,6 @@ impl Inner {
             return Ok(sandbox);
         }
         let mut last = SandboxError::gone("the launcher does not keep it");
-        let idle_ms = u64::try_from(self.config.idle_stop.as_millis()).unwrap_or(u64::MAX);
-        let wanted = SparesWanted { count: self.config.spares, idle_ms };
         let secrets = spec.outbound.as_ref().is_some_and(|outbound| outbound.vaults.is_some());
         let trust = match &self.uplink {
             Some(uplink) if secrets => {
@@ -403,7 +429,7 @@ impl Inner {
                 network: spec.outbound.is_some(),
                 trust: trust.clone(),
                 // What a sandbox with secrets is like is not what the next one is like.
-                spares: (!secrets && !own).then_some(wanted),
+                spares: (!secrets && !own).then(|| self.spares_wanted()),
                 layer: layer.clone(),
             };
             match launcher.post.ask(ask, patience).await {
@@ -484,7 +510,11 @@ impl ComputeProvider for LocalProvider {
     }
 
     fn prepare(&self, spec: &SandboxSpec) {
-        self.inner.prepare(spec);
+        if spec.provision.is_some() {
+            self.inner.prepare(spec);
+        } else {
+            self.inner.have_ready(spec);
+        }
     }
 
     async fn ensure(

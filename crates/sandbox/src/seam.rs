@@ -285,7 +285,7 @@ pub trait ComputeProvider: Send + Sync {
     /// What this provider can do here.
     fn capabilities(&self) -> Capabilities;
 
-    /// Begins to install what sandboxes like this will need, so that they wait less for it.
+    /// Begins with what a sandbox like this will need, so that it waits less for it: what is to be installed, or a sandbox that is ready for whoever comes first.
     fn prepare(&self, spec: &SandboxSpec);
 
     /// The sandbox of that key and generation: attached to if it lives, else made fresh around the

@@ -441,6 +441,30 @@ async fn a_new_session_gets_a_spare_of_the_same_kind_and_its_empty_workspace() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_says_in_time_what_is_needed_finds_it_ready() {
+    let dir = tempfile::tempdir().unwrap();
+    let provider = start(dir.path()).await;
+    let env = BTreeMap::from([("MINE".to_owned(), "yes".to_owned())]);
+    let spec = SandboxSpec { env, ..spec(1) };
+    let mut taken = false;
+    for round in 0..20 {
+        provider.prepare(&spec);
+        until("a spare", async || spares(dir.path()).len() == 1).await;
+        let inode = |path: &Path| Some(fs::metadata(path.join("workspace")).ok()?.ino());
+        let waits = spares(dir.path()).first().and_then(|path| inode(path));
+        let session = format!("sesn_taker{round}");
+        let sandbox = provider.ensure(&key(&session), &spec).await.unwrap();
+        assert_eq!(sh(&*sandbox, "a", "echo $MINE").await.unwrap(), "yes");
+        taken = waits.is_some() && inode(&dir.path().join("workspaces").join(&session)) == waits;
+        if taken {
+            break;
+        }
+    }
+    assert!(taken, "no session ever got what it had asked for");
+    provider.shutdown(false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_spare_that_nobody_wants_is_ended() {
     let dir = tempfile::tempdir().unwrap();
     let idle_stop = Duration::from_secs(2);

@@ -20,6 +20,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use vaquero_core::{
     Input, Machine, State, Step,
+    tools::has_sandbox,
     turn::{Batch, Facts, Purpose},
 };
 use vaquero_store::{
@@ -184,7 +185,7 @@ impl Turn {
         let sandboxes = self.sandboxes.clone();
         let hands = Hands::new(self.world.clone(), sandboxes, &self.lease, origin, report.clone());
         let mut tasks = JoinSet::new();
-        if state.generation == 0 && !facts.self_hosted {
+        if state.generation == 0 && !facts.self_hosted && has_sandbox(&facts.agent) {
             hands.prepare(&mut tasks);
         }
         Ok(Run {

@@ -233,6 +233,7 @@ impl Office {
                 self.options.linger = Duration::from_millis(*linger_ms);
             }
             Ask::Create { limits, env, network, layer, spares: Some(wanted), .. }
+            | Ask::Ready { limits, env, network, layer, spares: wanted }
                 if self.options.isolated =>
             {
                 let (limits, env, network) = (*limits, env.clone(), *network);
@@ -242,6 +243,7 @@ impl Office {
                 }
             }
             Ask::Create { .. }
+            | Ask::Ready { .. }
             | Ask::Quit {}
             | Ask::Attach { .. }
             | Ask::Stop { .. }

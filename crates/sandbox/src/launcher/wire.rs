@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::seam::{Limits, LimitsBy, SandboxKey, Trust};
 
 /// Raised whenever a message other than `Hello` and `Quit` changes its meaning.
-pub(crate) const VERSION: u32 = 4;
+pub(crate) const VERSION: u32 = 5;
 
 /// No message is larger; the kernel's default socket buffers take it in one piece.
 pub(crate) const MAX_MESSAGE: usize = 64 << 10;
@@ -58,6 +58,14 @@ pub(crate) enum Ask {
         /// What lies over its root.
         layer: Option<Layer>,
         spares: Option<SparesWanted>,
+    },
+    /// Have some like this ready for new sessions: one will be asked for soon.
+    Ready {
+        limits: Limits,
+        env: BTreeMap<String, String>,
+        network: bool,
+        layer: Option<Layer>,
+        spares: SparesWanted,
     },
     /// Connect to it if this generation lives.
     Attach { key: SandboxKey, generation: u64 },

@@ -52,6 +52,7 @@ impl Office {
                     Err(trouble) => Verdict::failed(trouble),
                 }
             }
+            Ask::Ready { .. } => Verdict::now(Answer::Done {}),
             Ask::Attach { key, generation } => self.connect(key, *generation),
             Ask::Stop { key } => {
                 self.kill(|k| k == key);
