@@ -21,7 +21,7 @@ pub struct LocalConfig {
     pub limits_mode: LimitsMode,
     /// After how long without a call a sandbox is stopped; its files stay.
     pub idle_stop: Duration,
-    /// How many sandboxes are kept ready for new sessions, once there was a first one.
+    /// How many sandboxes are kept ready for new sessions, once one was asked for or announced.
     pub spares: u32,
     /// How long the launcher and its sandboxes live on without a server.
     pub linger: Duration,
