@@ -103,7 +103,7 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "MEGABYTES")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) sandbox_io_mb: Option<u64>,
-    /// Sandboxes kept ready for new sessions, once there was a first one.
+    /// Sandboxes kept ready for new sessions: made while a first turn's model thinks, and after each new sandbox.
     #[arg(long, value_name = "COUNT")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) sandbox_spares: Option<u32>,
