@@ -12,7 +12,7 @@ use anyhow::{Context, bail};
 use item::Item;
 use queue::{Queue, Trouble};
 use serde_json::Value;
-use std::{fs::File, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, fs::File, sync::Arc, time::Duration};
 use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use vaquero_sandbox::{ComputeProvider, Limits, Networking, Outbound, Reach};
@@ -156,15 +156,20 @@ async fn next(queue: &Arc<Queue>) -> Result<Option<Item>, Trouble> {
     Ok(Some(Item { queue: Arc::clone(queue), bearer, work, session }))
 }
 
-/// Removes what is here of sessions that are gone.
+/// Removes what is here of sessions that are gone, when they are in two rounds: files do not come back.
 async fn reap(queue: &Queue, compute: &dyn ComputeProvider) {
+    let mut missing = BTreeSet::new();
     loop {
         tokio::time::sleep(REAP).await;
         let Ok(sessions) = compute.sessions().await else { continue };
+        let before = std::mem::take(&mut missing);
         for session in sessions {
-            if let Err(Trouble::Refused(404, _)) = queue.session(queue.key(), &session).await
-                && let Err(error) = compute.destroy(&session).await
-            {
+            if !queue.is_gone(&session).await {
+                continue;
+            }
+            if !before.contains(&session) {
+                missing.insert(session);
+            } else if let Err(error) = compute.destroy(&session).await {
                 tracing::warn!(session, %error, "what a session left cannot be removed");
             }
         }

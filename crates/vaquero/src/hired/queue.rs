@@ -111,8 +111,13 @@ impl Queue {
         }
     }
 
-    pub(super) async fn session(&self, bearer: &str, session: &str) -> Result<Value, Trouble> {
-        answer(self.request(Method::GET, bearer, &format!("/v1/sessions/{session}"))).await
+    /// Whether the API itself says that there is no such session: what stands before it may answer 404 to anything.
+    pub(super) async fn is_gone(&self, session: &str) -> bool {
+        let request = self.request(Method::GET, &self.key, &format!("/v1/sessions/{session}"));
+        let Ok(response) = request.timeout(ANSWER).send().await else { return false };
+        let missing = response.status() == reqwest::StatusCode::NOT_FOUND;
+        let said = response.json::<Value>().await.unwrap_or_default();
+        missing && said["error"]["type"] == "not_found_error"
     }
 
     /// All events of a session so far.
