@@ -117,6 +117,7 @@ impl Arena<'_> {
             outbound: None,
             provision: None,
             restored: false,
+            image: None,
         }
     }
 

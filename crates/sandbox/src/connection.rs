@@ -2,14 +2,11 @@
 //! The other end is hostile: every frame must answer something that was asked and fit what was asked for.
 
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixStream;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -98,13 +95,11 @@ fn locked(state: &Mutex<State>) -> std::sync::MutexGuard<'_, State> {
 
 impl Connection {
     /// Takes over a stream.
-    pub(crate) fn open(stream: OwnedFd, shared: &Shared) -> Result<Self, SandboxError> {
-        let stream = std::os::unix::net::UnixStream::from(stream);
-        let stream = stream
-            .set_nonblocking(true)
-            .and_then(|()| UnixStream::from_std(stream))
-            .map_err(|e| SandboxError::io("cannot use the sandbox's stream", e))?;
-        let (read, write) = stream.into_split();
+    pub(crate) fn open(
+        read: impl AsyncRead + Send + Unpin + 'static,
+        write: impl AsyncWrite + Send + Unpin + 'static,
+        shared: &Shared,
+    ) -> Self {
         let (frames, queue) = mpsc::channel(64);
         let state =
             Arc::new(Mutex::new(State { last_used: Some(Instant::now()), ..State::default() }));
@@ -117,7 +112,7 @@ impl Connection {
         };
         shared.tasks.spawn(reader.run());
         shared.tasks.spawn(write_frames(write, queue, closed.clone()));
-        Ok(Self { state, next: AtomicU64::new(1), frames, closed })
+        Self { state, next: AtomicU64::new(1), frames, closed }
     }
 
     /// Whether it can still carry requests.
@@ -280,7 +275,7 @@ fn name_of(op: &Op) -> &'static str {
 }
 
 async fn write_frames(
-    mut to: OwnedWriteHalf,
+    mut to: impl AsyncWrite + Unpin,
     mut queue: mpsc::Receiver<Vec<u8>>,
     closed: CancellationToken,
 ) {
@@ -296,14 +291,14 @@ async fn write_frames(
 }
 
 /// The reading side.
-struct Reader {
+struct Reader<R> {
     state: Arc<Mutex<State>>,
     closed: CancellationToken,
     large: Arc<Semaphore>,
-    read: OwnedReadHalf,
+    read: R,
 }
 
-impl Reader {
+impl<R: AsyncRead + Send + Unpin> Reader<R> {
     async fn run(mut self) {
         let closed = self.closed.clone();
         let end = loop {
@@ -400,7 +395,9 @@ mod tests {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
         let shared =
             Shared { tasks: TaskTracker::new(), large: Arc::new(Semaphore::new(LARGE_KIB)) };
-        (Connection::open(ours.into(), &shared).unwrap(), theirs)
+        ours.set_nonblocking(true).unwrap();
+        let (read, write) = tokio::net::UnixStream::from_std(ours).unwrap().into_split();
+        (Connection::open(read, write, &shared), theirs)
     }
 
     fn answer_to(request: &[u8], reply: Reply) -> Vec<u8> {

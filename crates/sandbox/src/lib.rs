@@ -1,4 +1,4 @@
-//! Sandboxes: the seam every provider implements, and the local Linux provider.
+//! Sandboxes: the seam to those who use them, one provider for whatever engine makes them, and the local Linux engine.
 //! It knows nothing of sessions beyond their ids, of models, or of the store.
 
 mod answer;
@@ -6,11 +6,14 @@ mod answer;
 pub mod attacks;
 mod connection;
 mod content;
+mod engine;
 mod error;
 mod examine;
+mod files;
 mod hand;
 mod launcher;
 mod local;
+mod provider;
 mod provision;
 mod remove;
 mod report;
@@ -18,11 +21,14 @@ mod root;
 mod seam;
 
 pub use content::blocks;
+pub use engine::{BUILD, CANARY, Engine, Layer, Line, Made, Order};
 pub use error::SandboxError;
 pub use examine::{measure_bare, probe};
+pub use files::{Files, make_private};
 pub use hand::hand_main;
 pub use launcher::launcher_main;
-pub use local::{LimitsMode, LocalConfig, LocalProvider, UnsafeHost};
+pub use local::{LimitsMode, Local, LocalConfig, LocalProvider, UnsafeHost};
+pub use provider::{Habits, Provider, Walls};
 pub use report::{Report, Wall, WallState};
 pub use seam::{
     Block, CallState, Capabilities, ComputeProvider, Entry, Fence, Isolation, Kind, Limits,

@@ -107,6 +107,8 @@ pub struct SandboxSpec {
     pub provision: Option<Arc<Provision>>,
     /// The files of the workspace come from elsewhere: a new one begins empty.
     pub restored: bool,
+    /// The image its root file system comes from, where the provider makes sandboxes of images; its default if none is named.
+    pub image: Option<String>,
 }
 
 /// What is installed in a sandbox before anything runs in it. Made once for all sandboxes that ask for the same, without any secret, reaching what they reach.
@@ -284,6 +286,9 @@ pub struct Capabilities {
 pub trait ComputeProvider: Send + Sync {
     /// What this provider can do here.
     fn capabilities(&self) -> Capabilities;
+
+    /// Refuses what its sandboxes can never do, so that a session that wants it never begins.
+    fn check(&self, spec: &SandboxSpec) -> Result<(), SandboxError>;
 
     /// Begins with what a sandbox like this will need, so that it waits less for it: what is to be installed, or a sandbox that is ready for whoever comes first.
     fn prepare(&self, spec: &SandboxSpec);

@@ -45,6 +45,7 @@ fn spec(setup: &[&str]) -> SandboxSpec {
         outbound: None,
         provision: Some(Arc::new(provision)),
         restored: false,
+        image: None,
     }
 }
 

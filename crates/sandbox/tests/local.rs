@@ -44,6 +44,7 @@ fn spec(generation: u64) -> SandboxSpec {
         outbound: None,
         provision: None,
         restored: false,
+        image: None,
     }
 }
 

@@ -37,6 +37,7 @@ fn spec(provision: Option<Provision>) -> SandboxSpec {
         outbound: None,
         provision: provision.map(Arc::new),
         restored: false,
+        image: None,
     }
 }
 

@@ -40,6 +40,7 @@ impl Bench {
             outbound: None,
             provision: None,
             restored: false,
+            image: None,
         };
         let sandbox = provider.ensure(&SandboxKey::default_of("sesn_tools"), &spec).await.unwrap();
         Self { sandbox, provider, calls: AtomicU32::new(0), dir }

@@ -80,6 +80,10 @@ impl ComputeProvider for Hands {
         }
     }
 
+    fn check(&self, _spec: &SandboxSpec) -> Result<(), SandboxError> {
+        Ok(())
+    }
+
     fn prepare(&self, _spec: &SandboxSpec) {}
 
     async fn ensure(

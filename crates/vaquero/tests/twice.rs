@@ -185,6 +185,10 @@ impl ComputeProvider for Doubled<LocalProvider> {
         self.0.capabilities()
     }
 
+    fn check(&self, spec: &SandboxSpec) -> Result<(), SandboxError> {
+        self.0.check(spec)
+    }
+
     fn prepare(&self, spec: &SandboxSpec) {
         self.0.prepare(spec);
     }

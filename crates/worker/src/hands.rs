@@ -164,6 +164,7 @@ impl Hands {
             outbound: None,
             provision: None,
             restored: false,
+            image: None,
         }
     }
 

@@ -18,7 +18,7 @@ use rustix::mount::{
 use super::mounts::{Source, Step, at, attach};
 use super::skeleton::{SESSION_DIRS, Skeleton};
 use super::sys::{ATTR_NODEV, ATTR_NOSUID, ATTR_RDONLY};
-use super::wire::Layer;
+use crate::engine::Layer;
 
 /// Its parts on disk and where each lies: file systems of their own below the root have layers of their own.
 const PARTS: [(&str, &CStr); 3] = [("root", c""), ("usr", c"usr"), ("dpkg", c"var/lib/dpkg")];

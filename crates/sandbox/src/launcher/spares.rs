@@ -8,8 +8,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::members::Member;
-use super::wire::{Layer, SparesWanted};
+use super::wire::SparesWanted;
 use super::{SPARE, log, now};
+use crate::engine::Layer;
 use crate::remove::remove_tree;
 use crate::seam::{Limits, SandboxKey};
 

@@ -14,6 +14,7 @@ use rustix::net::{
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::engine::Layer;
 use crate::seam::{Limits, LimitsBy, SandboxKey, Trust};
 
 /// Raised whenever a message other than `Hello` and `Quit` changes its meaning.
@@ -75,17 +76,6 @@ pub(crate) enum Ask {
     StopSession { session: String },
     /// The sandboxes after that key, in order.
     List { after: Option<SandboxKey> },
-}
-
-/// What an environment has installed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Layer {
-    /// Of its directory.
-    pub(crate) name: String,
-    /// The sandbox is to make it.
-    pub(crate) building: bool,
-    /// A new workspace begins with what setup left in its own.
-    pub(crate) workspace: bool,
 }
 
 /// How many spares to keep, and how long without a new sandbox.

@@ -22,7 +22,7 @@ pub struct UnsafeHost {
 impl UnsafeHost {
     /// Starts or re-adopts a launcher that isolates nothing, and proves that commands run. With `packages_ok`, what environments want installed is installed on the host.
     pub async fn start(config: LocalConfig, packages_ok: bool) -> Result<Self, SandboxError> {
-        Ok(Self { local: LocalProvider::open(config, false, None).await?, packages_ok })
+        Ok(Self { local: LocalProvider::begin(config, false, None).await?, packages_ok })
     }
 }
 
@@ -38,11 +38,7 @@ impl ComputeProvider for UnsafeHost {
         }
     }
 
-    async fn ensure(
-        &self,
-        key: &SandboxKey,
-        spec: &SandboxSpec,
-    ) -> Result<Arc<dyn Sandbox>, SandboxError> {
+    fn check(&self, spec: &SandboxSpec) -> Result<(), SandboxError> {
         let limited = |outbound: &Outbound| matches!(outbound.reach, Reach::Limited(_));
         if spec.outbound.as_ref().is_some_and(limited) {
             return Err(SandboxError::unavailable(
@@ -61,6 +57,15 @@ impl ComputeProvider for UnsafeHost {
                 "sandbox required: packages and setup commands would change the host itself. Fix: start the server with --sandbox local, or allow it with --host-packages-ok".to_owned(),
             ));
         }
+        self.local.check(spec)
+    }
+
+    async fn ensure(
+        &self,
+        key: &SandboxKey,
+        spec: &SandboxSpec,
+    ) -> Result<Arc<dyn Sandbox>, SandboxError> {
+        self.check(spec)?;
         self.local.ensure(key, spec).await
     }
 

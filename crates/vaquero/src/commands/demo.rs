@@ -243,6 +243,7 @@ async fn read_back(server: &Server, session: &str) -> anyhow::Result<String> {
         outbound: None,
         provision: None,
         restored: false,
+        image: None,
     };
     let sandbox = compute.attach(&key, &spec).await?.context("the sandbox is gone")?;
     let fence = vaquero_sandbox::Fence { epoch: far, generation: 1 };

@@ -225,6 +225,7 @@ fn spec(hands: &Hands, epoch: u64) -> SandboxSpec {
         outbound: hands.outbound.clone(),
         provision: None,
         restored: false,
+        image: None,
     }
 }
 

@@ -83,6 +83,7 @@ async fn calls(exe: &Path, spares: u32, count: usize) -> anyhow::Result<Calls> {
         outbound: Some(Outbound { reach: Reach::Unrestricted, vaults: None }),
         provision: None,
         restored: false,
+        image: None,
     };
     let fence = Fence { epoch: 1, generation: 1 };
     let mut calls = Calls::default();

@@ -1,4 +1,4 @@
-//! One living sandbox of the local provider: the seam's calls as requests to its hand.
+//! One living sandbox: the seam's calls as requests to its hand.
 //! A hand that breaks the protocol is reported to the provider, which ends it.
 
 use std::sync::Arc;
@@ -26,7 +26,7 @@ const CHUNK: u64 = 4 << 20;
 
 /// A sandbox and the connection to it.
 #[derive(Debug)]
-pub(crate) struct LocalSandbox {
+pub(crate) struct HandSandbox {
     pub(crate) generation: u64,
     /// What its session's files may take.
     pub(super) room: Room,
@@ -43,7 +43,7 @@ pub(super) struct WayOut {
     pub(super) _until: DropGuard,
 }
 
-impl LocalSandbox {
+impl HandSandbox {
     /// Makes sure that the other end is a hand of the right version and generation.
     pub(crate) async fn greet(&self, epoch: u64) -> Result<(), SandboxError> {
         let fence = Fence { epoch, generation: self.generation };
@@ -76,7 +76,7 @@ impl LocalSandbox {
 }
 
 #[async_trait]
-impl Sandbox for LocalSandbox {
+impl Sandbox for HandSandbox {
     fn generation(&self) -> u64 {
         self.generation
     }

@@ -8,22 +8,22 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Inner;
-use crate::launcher::wire::Listed;
+use crate::engine::Engine;
 use crate::seam::SandboxKey;
 
 /// Stops sandboxes that nobody has used for a while, also those that no session has asked for since
 /// this server started.
-pub(super) async fn watch(inner: Weak<Inner>) {
+pub(super) async fn watch<E: Engine>(inner: Weak<Inner<E>>) {
     let mut unclaimed: HashMap<(SandboxKey, u64), Instant> = HashMap::new();
     loop {
-        let Some(limit) = inner.upgrade().map(|inner| inner.config.idle_stop) else { return };
+        let Some(limit) = inner.upgrade().map(|inner| inner.habits.idle_stop) else { return };
         let pause = (limit / 4).clamp(Duration::from_millis(20), Duration::from_secs(30));
         tokio::time::sleep(pause).await;
         let Some(inner) = inner.upgrade() else { return };
-        let Ok(living) = inner.list().await else { continue };
+        let Ok(living) = inner.engine.list().await else { continue };
         let mut idle = Vec::new();
         let mut seen = HashMap::new();
-        for Listed { key, generation } in living {
+        for (key, generation) in living {
             let used = if let Some(sandbox) = inner.known(&key, generation) {
                 sandbox.connection.idle()
             } else {
@@ -43,7 +43,7 @@ pub(super) async fn watch(inner: Weak<Inner>) {
     }
 }
 
-impl Inner {
+impl<E: Engine> Inner<E> {
     async fn stop_if_idle(&self, key: &SandboxKey, generation: u64, limit: Duration) {
         let _turn = self.turn(&key.session).await;
         // While this waited for its turn, a call may have come.

@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::{Inner, lock};
+use crate::engine::Engine;
 use crate::error::SandboxError;
 use crate::launcher::BYTES_PER_FILE;
 use crate::seam::{Limits, SandboxKey};
@@ -19,7 +20,7 @@ const SHARE: u32 = 20;
 
 /// What files there may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Room {
+pub(crate) struct Room {
     bytes: u64,
     files: u64,
 }
@@ -59,7 +60,7 @@ impl Room {
 }
 
 /// Ends sandboxes whose files are too many.
-pub(super) async fn watch(inner: Weak<Inner>) {
+pub(super) async fn watch<E: Engine>(inner: Weak<Inner<E>>) {
     let mut pause = EVERY;
     loop {
         tokio::time::sleep(pause).await;
@@ -70,7 +71,7 @@ pub(super) async fn watch(inner: Weak<Inner>) {
             .map(|(key, sandbox)| (key.clone(), sandbox.generation, sandbox.room))
             .collect();
         for (key, generation, room) in attached {
-            let dir = inner.options.workspaces.join(&key.session);
+            let Some(dir) = inner.engine.counted(&key.session) else { continue };
             let counted = tokio::task::spawn_blocking(move || room.is_exceeded(&dir)).await;
             if counted.unwrap_or_default() {
                 tracing::warn!(%key, "a sandbox has more files than it may; ending it");

@@ -1,7 +1,7 @@
 //! The canary: a first sandbox that shows whether the walls stand, before any session gets one.
 //! It must look from the inside, at what a model's command would see, and believe nothing it was told.
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::error::SandboxError;
@@ -21,11 +21,11 @@ while read -r name value rest; do
   esac
 done < /proc/self/status
 while read -r inside outside count; do
-  [ "$inside" = 0 ] && [ "$outside" = 0 ] && [ "$HOST_IS_ROOT" = 1 ] && echo user-ids
+  [ "$inside" = 0 ] && [ "$outside" = 0 ] && [ "$OWN_IDS" = 1 ] && echo user-ids
 done < /proc/self/uid_map
-[ "$CHOSEN" = 1 ] || has /etc/shadow host-etc
+[ "$OWN_ROOT" = 1 ] || has /etc/shadow host-etc
 has /sys/kernel host-sys
-[ "$CHOSEN" = 1 ] || has /run/systemd host-run
+[ "$OWN_ROOT" = 1 ] || has /run/systemd host-run
 has "$HOST_MARK" host-data
 while read -r line; do
   case "$line" in *"|"*|lo:*) ;; *:*) echo network ;; esac
@@ -39,25 +39,33 @@ done < /proc/net/dev
 echo done
 "#;
 
-/// Checks the walls of an isolated sandbox. A `chosen` root file system may have files that of the host has not.
-pub(crate) async fn check(
-    sandbox: &dyn Sandbox,
-    mark: &Path,
-    chosen: bool,
-) -> Result<(), SandboxError> {
-    let root = u8::from(rustix::process::geteuid().is_root());
-    let mark = mark.display().to_string().replace('\'', "'\\''");
-    let script =
-        format!("HOST_IS_ROOT={root}; CHOSEN={}; HOST_MARK='{mark}'\n{SCRIPT}", u8::from(chosen));
-    let said = text(run(sandbox, &script).await?);
-    let failed: Vec<&str> = said.split_whitespace().filter(|word| *word != "done").collect();
-    if said.trim() == "done" {
-        return Ok(());
+/// What an engine's sandboxes look like from inside when all their walls stand.
+#[derive(Clone, Debug)]
+pub struct Walls {
+    /// A file of the host that must not be there.
+    pub host_mark: PathBuf,
+    /// The root file system is another than the host's: it may have files as a host has.
+    pub own_root: bool,
+    /// User ids inside are others outside.
+    pub own_ids: bool,
+}
+
+impl Walls {
+    /// Checks them.
+    pub async fn check(&self, sandbox: &dyn Sandbox) -> Result<(), SandboxError> {
+        let (root, ids) = (u8::from(self.own_root), u8::from(self.own_ids));
+        let mark = self.host_mark.display().to_string().replace('\'', "'\\''");
+        let script = format!("OWN_IDS={ids}; OWN_ROOT={root}; HOST_MARK='{mark}'\n{SCRIPT}");
+        let said = text(run(sandbox, &script).await?);
+        let failed: Vec<&str> = said.split_whitespace().filter(|word| *word != "done").collect();
+        if said.trim() == "done" {
+            return Ok(());
+        }
+        Err(SandboxError::unavailable(
+            format!("the canary sandbox found walls missing: {:.200}", failed.join(", ")),
+            "run `vaquero doctor`, and report this if every wall there is ok",
+        ))
     }
-    Err(SandboxError::unavailable(
-        format!("the canary sandbox found walls missing: {:.200}", failed.join(", ")),
-        "run `vaquero doctor`, and report this if every wall there is ok",
-    ))
 }
 
 /// Checks only that commands run at all.

@@ -1,0 +1,173 @@
+//! What differs between providers: an engine makes sandboxes somewhere and says how to speak to the hand in each. What is the same for all of them is the [`Provider`](crate::Provider)'s:
+//! who gets which, what is kept from the last server, when idle ones end, what is installed once for all.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use crate::error::SandboxError;
+use crate::seam::{Capabilities, Limits, Sandbox, SandboxKey, SandboxSpec, Sockets, Trust};
+
+/// Session ids beginning so are the provider's own: sandboxes that prove the walls.
+pub const CANARY: &str = "canary-";
+/// Those of sandboxes that make layers.
+pub const BUILD: &str = "build-";
+
+/// Makes sandboxes somewhere.
+///
+/// The provider asks for one thing at a time for each session, and never for a sandbox under a key whose last one it has not ended.
+#[async_trait]
+pub trait Engine: fmt::Debug + Send + Sync + 'static {
+    /// What its sandboxes can do.
+    fn capabilities(&self) -> Capabilities;
+
+    /// Refuses what its sandboxes could never do, with what to do about it.
+    fn check(&self, spec: &SandboxSpec) -> Result<(), SandboxError>;
+
+    /// Whether the walls of the first sandbox stand, as seen from inside.
+    async fn prove(&self, sandbox: &dyn Sandbox) -> Result<(), SandboxError>;
+
+    /// Makes a sandbox, or connects to the one that lives under that key.
+    async fn create(&self, order: &Order<'_>) -> Result<Made, SandboxError>;
+
+    /// Connects to a sandbox if exactly this generation lives; `None` if it does not.
+    async fn attach(&self, key: &SandboxKey, generation: u64)
+    -> Result<Option<Line>, SandboxError>;
+
+    /// One like this will be wanted soon.
+    async fn ready(&self, _order: &Order<'_>) {}
+
+    /// The sandboxes that live.
+    async fn list(&self) -> Result<Vec<(SandboxKey, u64)>, SandboxError>;
+
+    /// Ends a sandbox with everything in it; returns when it is gone.
+    async fn end(&self, key: &SandboxKey) -> Result<(), SandboxError>;
+
+    /// Ends every sandbox of a session.
+    async fn end_session(&self, session: &str) -> Result<(), SandboxError>;
+
+    /// The sessions that have files here.
+    async fn with_files(&self) -> Result<Vec<String>, SandboxError>;
+
+    /// Whether a session has files here.
+    async fn has_files(&self, session: &str) -> bool;
+
+    /// Removes the files of a session, whose sandboxes have ended.
+    async fn discard(&self, session: &str) -> Result<(), SandboxError>;
+
+    /// Where the files of a session can be counted, if nothing else keeps them from growing.
+    fn counted(&self, session: &str) -> Option<PathBuf>;
+
+    /// Where calls start in a sandbox of that session.
+    fn workdir(&self, _session: &str) -> String {
+        "/workspace".to_owned()
+    }
+
+    /// What layers of sandboxes like this lie over; others are made when it changes.
+    async fn ground(&self, spec: &SandboxSpec) -> Result<BTreeMap<String, String>, SandboxError>;
+
+    /// Whether a layer is there; it is then in use from now on.
+    async fn has_layer(&self, name: &str) -> bool;
+
+    /// Where a layer that is being made can be counted.
+    fn layer_counted(&self, name: &str) -> Option<PathBuf>;
+
+    /// Ends the sandbox that has made a layer, and keeps the layer.
+    async fn keep_layer(&self, key: &SandboxKey, name: &str) -> Result<(), SandboxError>;
+
+    /// Removes what the making of a layer has left behind; its sandbox has ended.
+    async fn abandon_layer(&self, name: &str);
+
+    /// Removes layers that nobody wants any more, and those that an earlier server was making.
+    async fn clear_layers(&self);
+
+    /// The server stops. With `linger` sandboxes live on for the next one.
+    async fn shutdown(&self, linger: bool);
+}
+
+/// A sandbox that is asked for.
+#[derive(Debug)]
+pub struct Order<'a> {
+    /// Whose it is.
+    pub key: &'a SandboxKey,
+    /// Which one.
+    pub generation: u64,
+    /// What it may use.
+    pub limits: Limits,
+    /// Its variables, beside those of every sandbox.
+    pub env: &'a BTreeMap<String, String>,
+    /// Whether it has a way out.
+    pub network: bool,
+    /// The authority it is to trust.
+    pub trust: Option<Trust>,
+    /// What lies over its root.
+    pub layer: Option<Layer>,
+    /// Instead of the engine's own root.
+    pub image: Option<&'a str>,
+}
+
+impl Order<'_> {
+    /// Whether it is a session's, and not one of the provider's own.
+    pub fn is_a_sessions(&self) -> bool {
+        !self.key.session.starts_with(CANARY) && !self.key.session.starts_with(BUILD)
+    }
+}
+
+/// What an environment has installed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Layer {
+    /// By its content.
+    pub name: String,
+    /// The sandbox is to make it.
+    pub building: bool,
+    /// A new workspace begins with what setup left in its own.
+    pub workspace: bool,
+}
+
+/// What came of an order.
+#[derive(Debug)]
+pub enum Made {
+    /// The sandbox, which may have lived before.
+    Line(Line),
+    /// Another generation of it lives.
+    Alive(u64),
+    /// Nothing, for a reason that may pass.
+    Not(SandboxError),
+}
+
+/// How to speak to a hand.
+pub struct Line {
+    /// What it says.
+    pub read: Box<dyn AsyncRead + Send + Unpin>,
+    /// What it is told.
+    pub write: Box<dyn AsyncWrite + Send + Unpin>,
+    /// Where everything its sandbox sends ends, if it has a way out.
+    pub sockets: Option<Sockets>,
+    /// Of the authority its sandbox trusts.
+    pub kept: Option<String>,
+}
+
+impl Line {
+    /// One over a socket of this machine.
+    pub fn over(
+        stream: UnixStream,
+        sockets: Option<Sockets>,
+        kept: Option<String>,
+    ) -> io::Result<Self> {
+        stream.set_nonblocking(true)?;
+        let (read, write) = tokio::net::UnixStream::from_std(stream)?.into_split();
+        Ok(Self { read: Box::new(read), write: Box::new(write), sockets, kept })
+    }
+}
+
+impl fmt::Debug for Line {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Line").field("sockets", &self.sockets).finish_non_exhaustive()
+    }
+}
