@@ -1,6 +1,7 @@
 //! The project's own chores: `cargo xtask test` sets up what the tests need and runs all of them.
 
 mod deps;
+mod docker;
 mod machine;
 mod models;
 mod postgres;
@@ -8,6 +9,7 @@ mod sdk;
 mod tally;
 
 use anyhow::{Context, bail};
+use docker::Docker;
 use postgres::Postgres;
 use std::{
     path::{Path, PathBuf},
@@ -22,6 +24,7 @@ const HELP: &str = "cargo xtask COMMAND
   sdk       run the official SDKs' suites alone
   ledger    write docs/compatibility.md and openapi/openapi.json anew
   postgres  start a throw-away PostgreSQL and say how to reach it, until it is interrupted
+  docker    start a throw-away Docker engine and say how to reach it, until it is interrupted
   models    check the models alone
   machine   try the limits of sandboxes in an emulated machine alone
   load      measure a release build, see docs/performance.md (--quick, --help)
@@ -34,6 +37,7 @@ fn main() -> ExitCode {
         Some("load") => load(),
         Some("ledger") => sdk::ledger(),
         Some("postgres") => throw_away(),
+        Some("docker") => throw_away_docker(),
         Some("models") => {
             let mut tally = Tally::default();
             models::run(&mut tally).map(|()| tally.close())
@@ -110,6 +114,19 @@ fn throw_away() -> anyhow::Result<bool> {
     Ok(true)
 }
 
+fn throw_away_docker() -> anyhow::Result<bool> {
+    let docker = Docker::start()?.map_err(|why| anyhow::anyhow!("no Docker engine: {why}"))?;
+    let mut told = Command::new("true");
+    docker.announce(&mut told);
+    for (name, value) in told.get_envs() {
+        let value = value.unwrap_or_default().to_string_lossy();
+        show(&format!("export {}={value}\n", name.to_string_lossy()));
+    }
+    show("It is there until this is interrupted, or its input ends.\n");
+    std::io::copy(&mut std::io::stdin(), &mut std::io::sink())?;
+    Ok(true)
+}
+
 fn load() -> anyhow::Result<bool> {
     let packages = ["--package", "vaquero", "--package", "vaquero-testkit"];
     let built = cargo(&["build", "--release"]).args(packages).status()?;
@@ -154,6 +171,14 @@ fn test() -> anyhow::Result<bool> {
     match &postgres {
         Some(postgres) => postgres.announce(&mut all),
         None => drop(all.env("VAQUERO_TEST_POSTGRES", "none")),
+    }
+    let docker = Docker::start()?;
+    match &docker {
+        Ok(docker) => docker.announce(&mut all),
+        Err(why) => {
+            tally.leave_out(format!("sandboxes of a Docker engine: {why}"));
+            all.env("VAQUERO_TEST_DOCKER", "none");
+        }
     }
     tally.cargo_test("cargo test", all)?;
     if let Some(postgres) = &postgres {

@@ -51,15 +51,18 @@ pub enum SandboxError {
 }
 
 impl SandboxError {
-    pub(crate) fn gone(what: impl Into<String>) -> Self {
+    /// The sandbox is gone.
+    pub fn gone(what: impl Into<String>) -> Self {
         Self::Gone { what: what.into() }
     }
 
-    pub(crate) fn io(what: impl Into<String>, source: impl Into<io::Error>) -> Self {
+    /// The host failed while doing something.
+    pub fn io(what: impl Into<String>, source: impl Into<io::Error>) -> Self {
         Self::Io { what: what.into(), source: source.into() }
     }
 
-    pub(crate) fn unavailable(what: impl Into<String>, fix: impl Into<String>) -> Self {
+    /// Nothing can be had until somebody changes something.
+    pub fn unavailable(what: impl Into<String>, fix: impl Into<String>) -> Self {
         Self::Unavailable { what: what.into(), fix: fix.into() }
     }
 }

@@ -1,15 +1,21 @@
 //! Sessions' files on this machine's disk: a directory for each, and the trash they go through.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
 
 use tokio_util::task::TaskTracker;
 
 use crate::error::SandboxError;
 use crate::remove::remove_tree;
+
+/// A layer that no sandbox has asked for in so long is removed.
+const UNUSED: Duration = Duration::from_hours(30 * 24);
+/// In the directory of one: when it was last asked for.
+const USED: &str = "used";
 
 /// Directories of sessions.
 #[derive(Debug)]
@@ -89,4 +95,22 @@ pub fn make_private(dir: &Path) -> Result<(), SandboxError> {
         fs::set_permissions(dir, std::os::unix::fs::PermissionsExt::from_mode(0o700))
     };
     make().map_err(|e| SandboxError::io(format!("cannot make {}", dir.display()), e))
+}
+
+/// Notes that what is in a directory is in use.
+pub fn mark_used(dir: &Path) {
+    // Only when it is removed hangs on it.
+    drop(File::create(dir.join(USED)));
+}
+
+/// The directories in a directory that have not been in use for thirty days.
+pub fn unused(all: &Path) -> Vec<PathBuf> {
+    #[expect(clippy::disallowed_methods, reason = "the times of files are the system's")]
+    let now = SystemTime::now();
+    let old = |path: &PathBuf| {
+        let used = fs::metadata(path.join(USED)).and_then(|meta| meta.modified());
+        used.is_ok_and(|used| now.duration_since(used).is_ok_and(|since| since > UNUSED))
+    };
+    let entries = fs::read_dir(all).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).filter(old).collect()
 }

@@ -1,12 +1,17 @@
-//! The `hand` subcommand: what the launcher puts on the command line, read back on the other side.
+//! The `hand` subcommand: what whoever starts a hand puts on its command line, read back on the other side.
 //! It must add nothing of its own, since it runs inside the sandbox.
 
 use std::ffi::{CString, OsStr, OsString};
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use vaquero_hand::HandArgs;
+
+use crate::container::{Inside, contained_main};
+use crate::engine::Order;
+use crate::seam::Limits;
 
 /// Where tools start, and where results too large to show are kept, in an isolated sandbox.
 const WORKDIR: &str = "/workspace";
@@ -14,7 +19,14 @@ const SPILL: &str = "/tmp/tool-results";
 
 /// The `hand` subcommand: everything after its name. Returns the process's exit code.
 pub fn hand_main(args: impl IntoIterator<Item = OsString>) -> i32 {
-    parse(args).map_or(2, vaquero_hand::main)
+    let Some(Parsed { control, generation, places: (workdir, spill) }) = parse(args) else {
+        return 2;
+    };
+    let args = |control| HandArgs { control, generation, workdir, spill };
+    match control {
+        Control::Descriptor(control) => vaquero_hand::main(args(control)),
+        Control::Dialled(inside) => contained_main(inside, args),
+    }
 }
 
 /// The whole command line of a hand, its own name included. `places` is for the host itself, where
@@ -38,43 +50,119 @@ pub(crate) fn command_line(
     line.into_iter().map(|arg| Ok(CString::new(arg.into_vec())?)).collect()
 }
 
-fn parse(args: impl IntoIterator<Item = OsString>) -> Option<HandArgs> {
-    let (mut control, mut generation) = (None, None);
+/// The arguments of a hand that is a container's first process, and dials its server.
+pub fn contained_command_line(order: &Order<'_>, dial: &Path, linger: Duration) -> Vec<String> {
+    let limits = serde_json::to_string(&order.limits).expect("plain numbers");
+    let mut line = vec![
+        "hand".to_owned(),
+        "--dial".to_owned(),
+        dial.display().to_string(),
+        "--generation".to_owned(),
+        order.generation.to_string(),
+        "--limits".to_owned(),
+        limits,
+        "--linger-ms".to_owned(),
+        linger.as_millis().to_string(),
+    ];
+    let building = order.layer.as_ref().is_some_and(|layer| layer.building);
+    for (name, given) in [("--network", order.network), ("--writable", building)] {
+        line.extend([name.to_owned(), given.to_string()]);
+    }
+    line
+}
+
+struct Parsed {
+    control: Control,
+    generation: u64,
+    places: (PathBuf, PathBuf),
+}
+
+/// Where connections come from.
+enum Control {
+    /// A socket that was left open.
+    Descriptor(i32),
+    Dialled(Inside),
+}
+
+fn parse(args: impl IntoIterator<Item = OsString>) -> Option<Parsed> {
+    let (mut control, mut generation, mut dial) = (None, None, None);
     let (mut workdir, mut spill) = (PathBuf::from(WORKDIR), PathBuf::from(SPILL));
+    let (mut limits, mut network, mut writable) = (Limits::default(), false, false);
+    let mut linger = Duration::ZERO;
     let mut args = args.into_iter();
     while let Some(name) = args.next() {
         let value = args.next()?;
         match name.as_bytes() {
-            b"--control-fd" => control = number(&value),
-            b"--generation" => generation = number(&value),
+            b"--control-fd" => control = parsed(&value),
+            b"--generation" => generation = parsed(&value),
             b"--workdir" => workdir = value.into(),
             b"--spill" => spill = value.into(),
+            b"--dial" => dial = Some(PathBuf::from(value)),
+            b"--limits" => limits = serde_json::from_str(value.to_str()?).ok()?,
+            b"--linger-ms" => linger = Duration::from_millis(parsed(&value)?),
+            b"--network" => network = parsed(&value)?,
+            b"--writable" => writable = parsed(&value)?,
             _ => return None,
         }
     }
-    Some(HandArgs { control: control?, generation: generation?, workdir, spill })
+    let control = match (control, dial) {
+        (Some(control), None) => Control::Descriptor(control),
+        (None, Some(dial)) => {
+            Control::Dialled(Inside { dial, limits, network, writable, linger })
+        }
+        _ => return None,
+    };
+    Some(Parsed { control, generation: generation?, places: (workdir, spill) })
 }
 
-fn number<T: std::str::FromStr>(value: &OsStr) -> Option<T> {
+fn parsed<T: std::str::FromStr>(value: &OsStr) -> Option<T> {
     value.to_str()?.parse().ok()
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::collections::BTreeMap;
 
-    fn back(line: Vec<CString>) -> Option<HandArgs> {
+    use super::*;
+    use crate::engine::Layer;
+    use crate::seam::SandboxKey;
+
+    fn back(line: Vec<CString>) -> Option<Parsed> {
         parse(line.into_iter().skip(2).map(|arg| OsString::from_vec(arg.into_bytes())))
     }
 
     #[test]
     fn the_command_line_is_read_back() {
         let inside = back(command_line(3, u64::MAX, None).unwrap()).unwrap();
-        assert_eq!((inside.control, inside.generation), (3, u64::MAX));
-        assert_eq!(inside.workdir, Path::new(WORKDIR));
+        assert!(matches!(inside.control, Control::Descriptor(3)));
+        assert_eq!(inside.generation, u64::MAX);
+        assert_eq!(inside.places.0, Path::new(WORKDIR));
         let places = (Path::new("/data dir/w"), Path::new("/data dir/s"));
         let host = back(command_line(3, 7, Some(places)).unwrap()).unwrap();
-        assert_eq!((host.workdir.as_path(), host.spill.as_path()), places);
+        assert_eq!((host.places.0.as_path(), host.places.1.as_path()), places);
+    }
+
+    #[test]
+    fn that_of_a_container_too() {
+        let (key, env) = (SandboxKey::default_of("sesn_1"), BTreeMap::new());
+        let limits = Limits { pids: 77, ..Limits::default() };
+        let layer = Layer { name: "x".to_owned(), building: true, workspace: true };
+        let order = Order {
+            key: &key,
+            generation: 5,
+            limits,
+            env: &env,
+            network: true,
+            trust: None,
+            layer: Some(layer),
+            image: None,
+        };
+        let line = contained_command_line(&order, Path::new("/x/y.sock"), Duration::from_secs(3));
+        let parsed = parse(line.into_iter().skip(1).map(OsString::from)).unwrap();
+        let Control::Dialled(inside) = parsed.control else { panic!("it has no descriptor") };
+        assert_eq!((parsed.generation, inside.limits), (5, limits));
+        assert_eq!((inside.dial.as_path(), inside.linger.as_secs()), (Path::new("/x/y.sock"), 3));
+        assert!(inside.network && inside.writable);
     }
 
     #[test]

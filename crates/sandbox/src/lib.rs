@@ -5,6 +5,7 @@ mod answer;
 #[cfg(feature = "attacks")]
 pub mod attacks;
 mod connection;
+pub mod container;
 mod content;
 mod engine;
 mod error;
@@ -24,11 +25,12 @@ pub use content::blocks;
 pub use engine::{BUILD, CANARY, Engine, Layer, Line, Made, Order};
 pub use error::SandboxError;
 pub use examine::{measure_bare, probe};
-pub use files::{Files, make_private};
-pub use hand::hand_main;
+pub use files::{Files, make_private, mark_used, unused};
+pub use hand::{contained_command_line, hand_main};
 pub use launcher::launcher_main;
 pub use local::{LimitsMode, Local, LocalConfig, LocalProvider, UnsafeHost};
-pub use provider::{Habits, Provider, Walls};
+pub use provider::{Habits, Provider, Walls, check_runs};
+pub use remove::remove_tree;
 pub use report::{Report, Wall, WallState};
 pub use seam::{
     Block, CallState, Capabilities, ComputeProvider, Entry, Fence, Isolation, Kind, Limits,

@@ -116,6 +116,7 @@ impl Local {
         let capabilities = Capabilities {
             name: if isolated { "local" } else { "unsafe-host" },
             isolation: if isolated { Isolation::Namespaces } else { Isolation::None },
+            own_ids: isolated && rustix::process::geteuid().is_root(),
             limits: found.limits.map_or(LimitsState::Degraded, LimitsState::Enforced),
             quota: if found.disks { Quota::Hard } else { Quota::Soft },
             networking: if isolated { Networking::Controlled } else { Networking::Host },
@@ -176,7 +177,7 @@ impl Engine for Local {
         let walls = Walls {
             host_mark: self.options.dir.clone(),
             own_root: self.options.root.is_some(),
-            own_ids: rustix::process::geteuid().is_root(),
+            own_ids: self.capabilities.own_ids,
         };
         walls.check(sandbox).await
     }

@@ -17,8 +17,7 @@ use tokio::sync::{OwnedMutexGuard, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub use self::canary::Walls;
-pub(crate) use self::canary::check_runs;
+pub use self::canary::{Walls, check_runs};
 
 use self::layers::Layers;
 use self::quota::Room;

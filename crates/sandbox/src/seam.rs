@@ -223,6 +223,8 @@ pub enum CallState {
 pub enum Isolation {
     /// Namespaces, seccomp, no new privileges; the kernel is shared.
     Namespaces,
+    /// A kernel of its own.
+    Kernel,
     /// Nothing: tools run as the server's user on the host.
     None,
 }
@@ -273,6 +275,8 @@ pub struct Capabilities {
     pub name: &'static str,
     /// What stands between a sandbox and the host.
     pub isolation: Isolation,
+    /// User ids inside are others outside, and no two sandboxes share any.
+    pub own_ids: bool,
     /// How firmly limits hold.
     pub limits: LimitsState,
     /// How firmly the size of files holds.

@@ -74,6 +74,7 @@ impl ComputeProvider for Hands {
         Capabilities {
             name: "simulated",
             isolation: Isolation::Namespaces,
+            own_ids: false,
             limits: LimitsState::Degraded,
             quota: Quota::Soft,
             networking: Networking::None,

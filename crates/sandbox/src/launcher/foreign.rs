@@ -21,22 +21,32 @@ pub(crate) enum Start {
 
 /// Puts a hand and its libraries below `root`.
 pub(crate) fn build(root: &Path) -> io::Result<Start> {
-    let libraries = libraries()?;
-    let Some(loader) = libraries.iter().find(|(name, _)| name.starts_with("ld-")) else {
+    let own = Path::new("/proc/self/exe");
+    let words = carry(own, &root.join(PLACE), &Path::new("/").join(PLACE))?;
+    let words: Result<Vec<_>, _> = words.into_iter().map(CString::new).collect();
+    let words = words?;
+    match words.as_slice() {
+        [loader, _, ..] => Ok(Start::Loaded(loader.clone(), words)),
         // Linked with nothing, it starts anywhere.
-        return Ok(Start::Sealed);
-    };
-    let place = root.join(PLACE);
-    fs::create_dir_all(&place)?;
-    for (name, path) in &libraries {
-        copy(path, &place.join(name))?;
+        _ => Ok(Start::Sealed),
     }
-    copy(Path::new("/proc/self/exe"), &place.join("hand"))?;
-    let within = |name: &str| CString::new(format!("/{PLACE}/{name}"));
-    let loader = within(&loader.0)?;
-    let arguments =
-        vec![loader.clone(), c"--library-path".to_owned(), within("")?, within("hand")?];
-    Ok(Start::Loaded(loader, arguments))
+}
+
+/// Copies an executable and all it was linked with to a directory that will be at `place`: the words that start it there.
+pub(crate) fn carry(exe: &Path, dir: &Path, place: &Path) -> io::Result<Vec<String>> {
+    let libraries = libraries(exe)?;
+    fs::create_dir_all(dir)?;
+    for (name, path) in &libraries {
+        copy(path, &dir.join(name))?;
+    }
+    copy(exe, &dir.join("hand"))?;
+    let within = |name: &str| place.join(name).display().to_string();
+    Ok(match libraries.iter().find(|(name, _)| name.starts_with("ld-")) {
+        Some((loader, _)) => {
+            vec![within(loader), "--library-path".to_owned(), within(""), within("hand")]
+        }
+        None => vec![within("hand")],
+    })
 }
 
 fn copy(from: &Path, to: &Path) -> io::Result<()> {
@@ -44,9 +54,9 @@ fn copy(from: &Path, to: &Path) -> io::Result<()> {
     fs::set_permissions(to, fs::Permissions::from_mode(0o755))
 }
 
-/// What this executable was linked with, by the names it asks for, as its loader says.
-fn libraries() -> io::Result<Vec<(String, PathBuf)>> {
-    let traced = Command::new("/proc/self/exe")
+/// What an executable was linked with, by the names it asks for, as its loader says.
+fn libraries(exe: &Path) -> io::Result<Vec<(String, PathBuf)>> {
+    let traced = Command::new(exe)
         .env_clear()
         .env("LD_TRACE_LOADED_OBJECTS", "1")
         .stdin(Stdio::null())

@@ -87,7 +87,7 @@ pub(crate) fn landlock(everywhere: bool) -> io::Result<bool> {
             .create()?
             .add_rule(PathBeneath::new(PathFd::new("/")?, read))?;
         let whole = everywhere.then_some("/");
-        let places = ["/workspace", "/tmp", "/root", "/mnt/session", "/dev", "/proc"];
+        let places = ["/workspace", "/tmp", "/var/tmp", "/root", "/mnt/session", "/dev", "/proc"];
         for place in places.into_iter().chain(whole) {
             rules = rules.add_rule(PathBeneath::new(PathFd::new(place)?, all))?;
         }

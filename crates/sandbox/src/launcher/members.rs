@@ -23,7 +23,7 @@ use super::layer::LayerPlan;
 use super::mounts::{Source, c_path};
 use super::network::{PROXY_PORT, SOCKETS};
 use super::rootfs::RootPlan;
-use super::skeleton::SESSION_DIRS;
+use super::skeleton::{SESSION_DIRS, write_trust};
 use super::start::Ready;
 use super::sys::{self, ATTR_NODEV, ATTR_NOSUID, ATTR_RDONLY, Cloned};
 use super::uids::{IdMapping, RANGE};
@@ -38,7 +38,7 @@ const START_TIMEOUT: Duration = Duration::from_secs(20);
 /// The same for one that copies files first.
 const SEED_TIMEOUT: Duration = Duration::from_mins(10);
 /// In a session's directory until what it begins with has been copied.
-const UNSEEDED: &str = "unseeded";
+pub(crate) const UNSEEDED: &str = "unseeded";
 
 const SEARCH_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -128,6 +128,8 @@ pub(crate) fn make_session_dirs(
             remove_tree(&session.join(name))?;
         }
         fresh = true;
+        // Without a layer now, nothing would take the mark away once there are files.
+        fs::remove_file(&unseeded)?;
     }
     if fresh && seeded {
         fs::write(unseeded, "")?;
@@ -386,7 +388,8 @@ fn walls(
     root.masked = !ready.left_out.is("masks");
     root.layer = LayerPlan::open(order.layer, &ready.skeleton, trees, order.fresh)?;
     if let Some(trust) = order.trust {
-        let files = ready.skeleton.write_trust(&order.session, &trust.certificate)?;
+        let bundle = ready.skeleton.bundle()?;
+        let files = write_trust(&order.session, bundle, &trust.certificate)?;
         for (file, place) in files {
             let source = Source::of(&file, trees, ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV)?;
             root.trust.push((source, CString::new(place)?));
@@ -408,14 +411,27 @@ fn environment(order: &Order<'_>) -> io::Result<Vec<CString>> {
     } else {
         order.session.join("home").to_string_lossy().into_owned()
     };
-    let fixed = [("PATH", SEARCH_PATH), ("HOME", &home), ("LANG", "C.UTF-8"), ("TERM", "dumb")];
+    let network = order.network && order.isolated;
+    let mut all = standard_variables(&home, network, order.trust.is_some());
+    all.insert("PATH".to_owned(), SEARCH_PATH.to_owned());
+    all.extend(order.env.clone());
+    all.iter().map(|(name, value)| Ok(CString::new(format!("{name}={value}"))?)).collect()
+}
+
+/// The variables of every sandbox's processes, beside `PATH`.
+pub(crate) fn standard_variables(
+    home: &str,
+    network: bool,
+    trust: bool,
+) -> BTreeMap<String, String> {
+    let fixed = [("HOME", home), ("LANG", "C.UTF-8"), ("TERM", "dumb")];
     let mut all: BTreeMap<&str, &str> = fixed.into();
     let proxy = format!("http://127.0.0.1:{PROXY_PORT}");
-    if order.network && order.isolated {
+    if network {
         for name in ["HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"] {
             all.insert(name, &proxy);
         }
-        if order.trust.is_some() {
+        if trust {
             all.extend(TRUSTING.map(|name| (name, TRUST)));
             all.insert("JAVA_TOOL_OPTIONS", JAVA_TRUST);
         }
@@ -423,8 +439,7 @@ fn environment(order: &Order<'_>) -> io::Result<Vec<CString>> {
             all.insert(name, "localhost,127.0.0.1,::1");
         }
     }
-    all.extend(order.env.iter().map(|(name, value)| (name.as_str(), value.as_str())));
-    all.iter().map(|(name, value)| Ok(CString::new(format!("{name}={value}"))?)).collect()
+    all.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
 }
 
 fn map_ids(pid: libc::pid_t, base: Option<u32>) -> io::Result<()> {

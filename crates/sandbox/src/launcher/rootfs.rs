@@ -1,6 +1,6 @@
 //! The root a sandbox sees: the skeleton, the host's `/usr` or another root file system, what lies over them, and what a session owns.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -21,6 +21,19 @@ use crate::seam::Limits;
 
 /// Once the numbers have wrapped around, the kernel hands out none below this.
 const KERNEL_RESERVED_PIDS: u32 = 300;
+
+/// Files and directories that show what is the machine's, and not the sandbox's.
+pub(crate) const MASKED_FILES: [&CStr; 8] = [
+    c"proc/kcore",
+    c"proc/keys",
+    c"proc/key-users",
+    c"proc/kmsg",
+    c"proc/timer_list",
+    c"proc/sched_debug",
+    c"proc/latency_stats",
+    c"proc/kallsyms",
+];
+pub(crate) const MASKED_DIRS: [&CStr; 3] = [c"proc/acpi", c"proc/scsi", c"proc/asound"];
 
 /// Everything the child needs to build its root.
 #[derive(Debug)]
@@ -192,23 +205,14 @@ fn mask_proc() -> Result<(), Step> {
         at("make /proc read-only", mount_setattr(tree.as_fd(), c"", ATTR_RDONLY, true))?;
         at("make /proc read-only", attach(tree.as_fd(), place))?;
     }
-    for place in [
-        c"proc/kcore",
-        c"proc/keys",
-        c"proc/key-users",
-        c"proc/kmsg",
-        c"proc/timer_list",
-        c"proc/sched_debug",
-        c"proc/latency_stats",
-        c"proc/kallsyms",
-    ] {
+    for place in MASKED_FILES {
         if fs::symlink_metadata(Path::new(std::ffi::OsStr::from_bytes(place.to_bytes()))).is_err() {
             continue;
         }
         let null = at("open a device", clone_tree(c"dev/null", false))?;
         at("mask a file of /proc", attach(null.as_fd(), place))?;
     }
-    for place in [c"proc/acpi", c"proc/scsi", c"proc/asound"] {
+    for place in MASKED_DIRS {
         let flags =
             MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
         match mount(c"tmpfs", place, c"tmpfs", flags, Some(c"size=0,nr_inodes=1")) {

@@ -43,6 +43,8 @@ const PUBLIC_ETC_DIRS: [&str; 5] =
 
 /// Where programs find the certificates they trust.
 const BUNDLE: &str = "etc/ssl/certs/ca-certificates.crt";
+/// The host's.
+pub(crate) const HOST_BUNDLE: &str = "/etc/ssl/certs/ca-certificates.crt";
 /// Where Java's programs do, on Debian and on what comes of it.
 const JAVA_STORE: &str = "etc/ssl/certs/java/cacerts";
 /// The skeleton on disk, and which parts of the host are mounted on it.
@@ -163,28 +165,32 @@ impl Skeleton {
         }
     }
 
-    /// Writes files of the host's certificates and another one, in each of the two formats that programs read; each with its place.
-    pub(crate) fn write_trust(
-        &self,
-        dir: &Path,
-        certificate: &str,
-    ) -> io::Result<[(PathBuf, &'static str); 2]> {
-        let mut all = fs::read(self.root.join(BUNDLE))?;
-        all.push(b'\n');
-        all.extend_from_slice(certificate.as_bytes());
-        let files = [(dir.join("trust.pem"), BUNDLE), (dir.join("trust.jks"), JAVA_STORE)];
-        let java = truststore::java(&all, 0);
-        for ((path, _), bytes) in files.iter().zip([all, java]) {
-            fs::write(path, bytes)?;
-            fs::set_permissions(path, fs::Permissions::from_mode(0o644))?;
-        }
-        Ok(files)
+    /// The certificates that its programs trust.
+    pub(crate) fn bundle(&self) -> io::Result<Vec<u8>> {
+        fs::read(self.root.join(BUNDLE))
     }
 
     /// Where it is.
     pub(crate) fn path(&self) -> &Path {
         &self.root
     }
+}
+
+/// Writes files of certificates and another one, in each of the two formats that programs read; each with its place.
+pub(crate) fn write_trust(
+    dir: &Path,
+    mut bundle: Vec<u8>,
+    certificate: &str,
+) -> io::Result<[(PathBuf, &'static str); 2]> {
+    bundle.push(b'\n');
+    bundle.extend_from_slice(certificate.as_bytes());
+    let files = [(dir.join("trust.pem"), BUNDLE), (dir.join("trust.jks"), JAVA_STORE)];
+    let java = truststore::java(&bundle, 0);
+    for ((path, _), bytes) in files.iter().zip([bundle, java]) {
+        fs::write(path, bytes)?;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o644))?;
+    }
+    Ok(files)
 }
 
 /// Repeats the host's `/bin`, `/lib64`, … : links as links, directories to be mounted.

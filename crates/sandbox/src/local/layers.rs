@@ -1,19 +1,14 @@
 //! Where the local engine keeps its layers: each a directory, named for its content.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
 
 use crate::engine::Layer;
+use crate::files::{mark_used, unused};
 use crate::launcher::layer::{finish, layer_dir};
 use crate::remove::remove_tree;
-
-/// A layer that no sandbox has asked for in so long is removed.
-const UNUSED: Duration = Duration::from_hours(30 * 24);
-/// In a layer: when it was last asked for.
-const USED: &str = "used";
 
 fn layer(name: &str, building: bool) -> Layer {
     Layer { name: name.to_owned(), building, workspace: true }
@@ -30,8 +25,7 @@ pub(super) fn has(launcher: &Path, name: &str) -> bool {
     if !dir.is_dir() {
         return false;
     }
-    // Only when it is removed hangs on it.
-    drop(File::create(dir.join(USED)));
+    mark_used(&dir);
     true
 }
 
@@ -54,24 +48,14 @@ pub(super) fn abandon(launcher: &Path, name: &str) {
 
 /// Removes layers that nobody wants any more, and unfinished ones.
 pub(super) fn clear(launcher: &Path) {
-    for path in unwanted(&launcher.join("layers")) {
+    let layers = launcher.join("layers");
+    let entries = fs::read_dir(&layers).into_iter().flatten().flatten().map(|entry| entry.path());
+    let unfinished = entries.filter(|path| path.extension().is_some_and(|e| e == "building"));
+    for path in unfinished.chain(unused(&layers)) {
         if let Err(error) = remove_tree(&path) {
             tracing::warn!(path = %path.display(), %error, "cannot remove a layer");
         }
     }
-}
-
-fn unwanted(layers: &Path) -> Vec<PathBuf> {
-    let Ok(entries) = fs::read_dir(layers) else { return Vec::new() };
-    #[expect(clippy::disallowed_methods, reason = "the times of files are the system's")]
-    let now = SystemTime::now();
-    let old = |path: &PathBuf| {
-        let used = fs::metadata(path.join(USED)).and_then(|meta| meta.modified());
-        used.is_ok_and(|used| now.duration_since(used).is_ok_and(|since| since > UNUSED))
-    };
-    let unfinished = |path: &PathBuf| path.extension().is_some_and(|e| e == "building");
-    let paths = entries.flatten().map(|entry| entry.path());
-    paths.filter(|path| unfinished(path) || old(path)).collect()
 }
 
 /// What layers lie over: when the host's system changes, they are made anew.

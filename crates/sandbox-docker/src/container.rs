@@ -1,0 +1,128 @@
+//! What the engine is asked for: one container, with everything taken from it that its hand does not need, and that the hand itself gives up before it serves.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bollard::models::{
+    ContainerCreateBody, HostConfig, HostConfigCgroupnsModeEnum, HostConfigLogConfig, Mount,
+    MountType,
+};
+use vaquero_sandbox::container::{Kit, Port, masked_paths, session_dirs, variables};
+use vaquero_sandbox::{Order, SandboxKey, contained_command_line};
+
+/// Labels: whose container it is, and which one.
+pub(crate) const OWNER: &str = "dev.vaquero.owner";
+pub(crate) const SESSION: &str = "dev.vaquero.session";
+pub(crate) const NAME: &str = "dev.vaquero.name";
+pub(crate) const GENERATION: &str = "dev.vaquero.generation";
+
+/// What a hand keeps, and what it needs only to make the way out and to give up the rest.
+const CAPABILITIES: [&str; 10] = [
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "SETUID",
+    "SETGID",
+    "NET_BIND_SERVICE",
+    "NET_ADMIN",
+    "SETPCAP",
+];
+
+/// What a container is made of, beside what was ordered.
+pub(crate) struct Parts<'a> {
+    pub(crate) owner: &'a str,
+    pub(crate) image: &'a str,
+    pub(crate) kit: &'a Kit,
+    /// The directory of its line.
+    pub(crate) line: &'a Path,
+    /// Of its session.
+    pub(crate) files: &'a Path,
+    /// Single files that take the place of the image's.
+    pub(crate) over: Vec<(PathBuf, String)>,
+    pub(crate) runtime: Option<&'a str>,
+    pub(crate) linger: Duration,
+}
+
+/// The name of a sandbox's container: the engine allows no two of one name.
+pub(crate) fn name(owner: &str, key: &SandboxKey) -> String {
+    format!("vaquero.{owner}.{}.{}", key.session, key.name)
+}
+
+/// The container of an order.
+pub(crate) fn body(order: &Order<'_>, parts: &Parts<'_>) -> ContainerCreateBody {
+    let building = order.layer.as_ref().is_some_and(|layer| layer.building);
+    let labels = [
+        (OWNER, parts.owner.to_owned()),
+        (SESSION, order.key.session.clone()),
+        (NAME, order.key.name.clone()),
+        (GENERATION, order.generation.to_string()),
+    ];
+    let mut words = parts.kit.start().to_vec();
+    words.extend(contained_command_line(order, &Port::address(), parts.linger));
+    let variables = variables(order).into_iter().map(|(name, value)| format!("{name}={value}"));
+    ContainerCreateBody {
+        hostname: Some("sandbox".to_owned()),
+        user: Some("0:0".to_owned()),
+        env: Some(variables.collect()),
+        entrypoint: Some(words),
+        cmd: Some(Vec::new()),
+        image: Some(parts.image.to_owned()),
+        working_dir: Some("/workspace".to_owned()),
+        labels: Some(labels.map(|(name, value)| (name.to_owned(), value)).into()),
+        host_config: Some(host(order, parts, building)),
+        ..ContainerCreateBody::default()
+    }
+}
+
+fn host(order: &Order<'_>, parts: &Parts<'_>, building: bool) -> HostConfig {
+    let limits = order.limits;
+    let bytes = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
+    let tmp = |size: u64, mode: &str| format!("rw,nosuid,nodev,exec,size={size},mode={mode}");
+    let tmpfs = [
+        ("/tmp", tmp(limits.tmp_bytes, "1777")),
+        ("/var/tmp", tmp(limits.tmp_bytes / 4, "1777")),
+        // What the kernel says of the machine is nobody's business.
+        ("/sys", "ro,nosuid,nodev,noexec,size=4096,mode=0555".to_owned()),
+    ];
+    let tmpfs = tmpfs.map(|(place, options)| (place.to_owned(), options));
+    HostConfig {
+        memory: Some(bytes(limits.memory_bytes)),
+        memory_swap: Some(bytes(limits.memory_bytes)),
+        nano_cpus: Some(i64::from(limits.cpu_millis) * 1_000_000),
+        pids_limit: Some(limits.pids.into()),
+        masked_paths: Some(masked_paths()),
+        mounts: Some(mounts(parts)),
+        tmpfs: Some(HashMap::from(tmpfs)),
+        shm_size: Some(bytes((limits.tmp_bytes / 4).max(1))),
+        network_mode: Some("none".to_owned()),
+        readonly_rootfs: Some(!building),
+        cap_drop: Some(vec!["ALL".to_owned()]),
+        cap_add: Some(CAPABILITIES.map(str::to_owned).to_vec()),
+        security_opt: Some(vec!["no-new-privileges".to_owned()]),
+        cgroupns_mode: Some(HostConfigCgroupnsModeEnum::PRIVATE),
+        ipc_mode: Some("private".to_owned()),
+        log_config: Some(HostConfigLogConfig { typ: Some("none".to_owned()), config: None }),
+        runtime: parts.runtime.map(str::to_owned),
+        ..HostConfig::default()
+    }
+}
+
+fn mounts(parts: &Parts<'_>) -> Vec<Mount> {
+    let bind = |source: &Path, target: &str, read_only: bool| Mount {
+        typ: Some(MountType::BIND),
+        source: Some(source.display().to_string()),
+        target: Some(target.to_owned()),
+        read_only: Some(read_only),
+        ..Mount::default()
+    };
+    let mut mounts =
+        vec![bind(parts.kit.dir(), Kit::PLACE, true), bind(parts.line, Port::PLACE, true)];
+    mounts.extend(
+        session_dirs().map(|(name, place)| bind(&parts.files.join(name), &place, false)),
+    );
+    mounts.extend(parts.over.iter().map(|(file, place)| bind(file, place, true)));
+    mounts
+}

@@ -1,0 +1,516 @@
+//! The engine of a Docker daemon: which containers there are, how each is made, found again and ended.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bollard::errors::Error;
+use bollard::models::{
+    ContainerInspectResponse, ContainerStateStatusEnum, ContainerSummary,
+    ContainerSummaryStateEnum, SystemInfo, SystemInfoCgroupVersionEnum,
+};
+use bollard::query_parameters::{
+    CreateContainerOptionsBuilder, InspectContainerOptions, ListContainersOptionsBuilder,
+    RemoveContainerOptionsBuilder, StartContainerOptions, WaitContainerOptions,
+};
+use bollard::{API_DEFAULT_VERSION, Docker as Client};
+use futures::StreamExt;
+use sha2::{Digest, Sha256};
+use tokio_util::task::TaskTracker;
+use vaquero_sandbox::container::{Kit, Port, make_files, trust_files};
+use vaquero_sandbox::{
+    Capabilities, Engine, Files, Isolation, LimitsBy, LimitsState, Line, Made, Networking, Order,
+    Quota, Sandbox, SandboxError, SandboxKey, SandboxSpec, Walls, check_runs, make_private,
+    remove_tree,
+};
+
+use crate::config::DockerConfig;
+use crate::container::{GENERATION, NAME, OWNER, Parts, SESSION, body, name};
+use crate::images::{self, Layers};
+
+/// How long the engine may take for one answer, in seconds.
+const ANSWER: u64 = 120;
+/// How long a hand may take to call once its container runs.
+const CALL: Duration = Duration::from_secs(30);
+/// How often the end of a container is looked for, and how long between.
+const TRIES: u32 = 600;
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// A Docker engine, and what a server has there.
+#[derive(Debug)]
+pub struct Docker {
+    client: Client,
+    config: DockerConfig,
+    /// Stands for the data directory in names and labels, so that two servers never meet.
+    owner: String,
+    capabilities: Capabilities,
+    /// The host's id for a container's root, if that is another.
+    root: Option<u32>,
+    kit: Kit,
+    files: Files,
+    /// Of each container: its line, and the files that take the place of its image's.
+    lines: PathBuf,
+    names: PathBuf,
+    layers: Layers,
+}
+
+impl Docker {
+    pub(crate) async fn open(mut config: DockerConfig) -> Result<Self, SandboxError> {
+        let client = connect(&config.host).await?;
+        let asked = client.info().await;
+        let info = asked.map_err(|error| failed("cannot ask the Docker engine what it can do", &error))?;
+        let capabilities = capabilities(&info, &config)?;
+        config.data_dir = std::path::absolute(&config.data_dir)
+            .map_err(|e| SandboxError::io("cannot find the data directory", e))?;
+        let dir = config.data_dir.join("docker");
+        make_private(&dir)?;
+        let text = fs::canonicalize(&dir)
+            .map_err(|e| SandboxError::io("cannot find the data directory", e))?;
+        let digest = Sha256::digest(text.as_os_str().as_encoded_bytes());
+        let owner: String = format!("{digest:x}").chars().take(12).collect();
+        let files = Files::open(&dir, &TaskTracker::new())?;
+        let (exe, kits, names) = (config.hand_exe.clone(), dir.join("hands"), dir.join("resolv.conf"));
+        let names_file = names.clone();
+        let made = tokio::task::spawn_blocking(move || {
+            fs::write(names_file, "nameserver 127.0.0.1\n")?;
+            Kit::build(&exe, &kits)
+        });
+        let kit = made.await.map_err(io::Error::other).and_then(|made| made);
+        let kit = kit.map_err(|e| SandboxError::io("cannot copy the hand for containers", e))?;
+        let (lines, layers) = (dir.join("lines"), Layers::new(dir.join("layers"), &owner));
+        let root = remapped(&info);
+        let docker =
+            Self { client, config, owner, capabilities, root, kit, files, lines, names, layers };
+        docker.clear().await?;
+        Ok(docker)
+    }
+
+    /// Removes containers that have ended, and what is left of those that are gone.
+    async fn clear(&self) -> Result<(), SandboxError> {
+        let mut kept = Vec::new();
+        for container in self.containers(None).await? {
+            let Some((key, _)) = identity(&container) else { continue };
+            if runs(&container) {
+                kept.push(self.line_of(&key));
+            } else {
+                self.remove(&name(&self.owner, &key)).await?;
+            }
+        }
+        for entry in fs::read_dir(&self.lines).into_iter().flatten().flatten() {
+            if !kept.contains(&entry.path())
+                && let Err(error) = remove_tree(&entry.path())
+            {
+                tracing::warn!(%error, "cannot remove what a container has left");
+            }
+        }
+        Ok(())
+    }
+
+    /// Its containers, ended ones too; of one session, or of all.
+    async fn containers(
+        &self,
+        session: Option<&str>,
+    ) -> Result<Vec<ContainerSummary>, SandboxError> {
+        let mut labels = vec![format!("{OWNER}={}", self.owner)];
+        labels.extend(session.map(|session| format!("{SESSION}={session}")));
+        let filters = HashMap::from([("label".to_owned(), labels)]);
+        let options = ListContainersOptionsBuilder::default().all(true).filters(&filters).build();
+        let listed = self.client.list_containers(Some(options)).await;
+        listed.map_err(|error| failed("cannot list containers", &error))
+    }
+
+    async fn inspect(&self, name: &str) -> Result<Option<ContainerInspectResponse>, SandboxError> {
+        match self.client.inspect_container(name, None::<InspectContainerOptions>).await {
+            Ok(found) => Ok(Some(found)),
+            Err(error) if is_missing(&error) => Ok(None),
+            Err(error) => Err(failed("cannot look at a container", &error)),
+        }
+    }
+
+    /// Removes a container with everything that runs in it, and waits until it is gone.
+    async fn remove(&self, name: &str) -> Result<(), SandboxError> {
+        for _ in 0..TRIES {
+            let options = RemoveContainerOptionsBuilder::default().force(true).v(true).build();
+            match self.client.remove_container(name, Some(options)).await {
+                Ok(()) => return Ok(()),
+                Err(error) if is_missing(&error) => return Ok(()),
+                // Somebody else is at it.
+                Err(error) if is_conflict(&error) => tokio::time::sleep(PAUSE).await,
+                Err(error) => return Err(failed("cannot remove a container", &error)),
+            }
+        }
+        Err(SandboxError::gone("the Docker engine does not come to an end with its container"))
+    }
+
+    /// Where the line of a container is, and what belongs to it.
+    fn line_of(&self, key: &SandboxKey) -> PathBuf {
+        let digest = Sha256::digest(key.to_string());
+        self.lines.join(format!("{digest:x}").chars().take(32).collect::<String>())
+    }
+
+    fn runtime_is_a_kernel(&self) -> bool {
+        self.capabilities.isolation == Isolation::Kernel
+    }
+
+    /// Connects to a container that is there.
+    async fn connect(
+        &self,
+        key: &SandboxKey,
+        generation: u64,
+    ) -> Result<Option<Line>, SandboxError> {
+        let name = name(&self.owner, key);
+        let Some(found) = self.inspect(&name).await? else { return Ok(None) };
+        let labels = found.config.and_then(|config| config.labels).unwrap_or_default();
+        if labels.get(GENERATION) != Some(&generation.to_string()) {
+            return Ok(None);
+        }
+        let state = found.state.unwrap_or_default();
+        match state.status {
+            Some(ContainerStateStatusEnum::RUNNING) => {}
+            Some(ContainerStateStatusEnum::PAUSED) => {
+                let woken = self.client.unpause_container(&name).await;
+                woken.map_err(|error| failed("cannot wake a container", &error))?;
+            }
+            _ => return Ok(None),
+        }
+        let dir = self.line_of(key);
+        let port = open_port(&dir)?;
+        let kept = fs::read_to_string(dir.join("kept")).ok();
+        let hand = state.pid.and_then(|pid| i32::try_from(pid).ok()).filter(|pid| *pid != 0);
+        port.line(hand, kept, CALL).await.map(Some)
+    }
+
+    /// Makes a container and waits for its hand.
+    async fn start(&self, order: &Order<'_>) -> Result<Made, SandboxError> {
+        let image = match &order.layer {
+            Some(layer) if !layer.building => self.layers.image(&layer.name),
+            _ => order.image.unwrap_or(&self.config.image).to_owned(),
+        };
+        images::find(&self.client, &image).await?;
+        let dir = self.line_of(order.key);
+        let parts = Parts {
+            owner: &self.owner,
+            image: &image,
+            kit: &self.kit,
+            line: &dir.join("line"),
+            files: &self.files.of(&order.key.session),
+            over: self.make_ready(order, &dir).await?,
+            runtime: self.config.runtime.as_deref(),
+            linger: self.config.linger,
+        };
+        let port = open_port(&dir)?;
+        let name = name(&self.owner, order.key);
+        let options = CreateContainerOptionsBuilder::default().name(&name).build();
+        match self.client.create_container(Some(options), body(order, &parts)).await {
+            Ok(_) => {}
+            Err(error) if is_conflict(&error) => {
+                return Ok(Made::Not(SandboxError::gone("another container took its name")));
+            }
+            Err(error) => return Err(failed("cannot make a container", &error)),
+        }
+        let started = self.client.start_container(&name, None::<StartContainerOptions>).await;
+        if let Err(error) = started {
+            self.remove(&name).await?;
+            return Err(failed("cannot start a container", &error));
+        }
+        let kept = order.trust.as_ref().map(|trust| trust.kept.clone());
+        let mut ended = self.client.wait_container(&name, None::<WaitContainerOptions>);
+        let line = tokio::select! {
+            biased;
+            line = port.line(None, kept, CALL) => line,
+            ended = ended.next() => Err(SandboxError::unavailable(
+                format!("the hand of a container of {image} ended at once ({ended:?})"),
+                "use an image for this machine's architecture",
+            )),
+        };
+        match line {
+            Ok(line) => Ok(Made::Line(line)),
+            Err(error) => {
+                self.remove(&name).await?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Makes a session's files and those that take the place of the image's.
+    async fn make_ready(
+        &self,
+        order: &Order<'_>,
+        dir: &std::path::Path,
+    ) -> Result<Vec<(PathBuf, String)>, SandboxError> {
+        let seeds = order.layer.as_ref().filter(|layer| layer.workspace && !layer.building);
+        let seeds = seeds.map(|layer| self.layers.seeds(&layer.name));
+        let (session, owner) = (self.files.of(&order.key.session), self.root);
+        let (dir, trust, names) = (dir.to_owned(), order.trust.clone(), self.names.clone());
+        let made = tokio::task::spawn_blocking(move || {
+            make_files(&session, owner, seeds.as_deref())?;
+            fs::create_dir_all(&dir)?;
+            let mut over = vec![(names, "/etc/resolv.conf".to_owned())];
+            if let Some(trust) = trust {
+                let kept = dir.join("kept");
+                fs::write(&kept, &trust.kept)?;
+                fs::set_permissions(kept, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
+                over.extend(trust_files(&dir, &trust)?);
+            }
+            Ok(over)
+        });
+        let made = made.await.map_err(io::Error::other).and_then(|made| made);
+        made.map_err(|e| SandboxError::io("cannot make the session's files", e))
+    }
+}
+
+fn open_port(dir: &std::path::Path) -> Result<Port, SandboxError> {
+    Port::open(&dir.join("line")).map_err(|e| SandboxError::io("cannot listen for the hand", e))
+}
+
+async fn connect(host: &str) -> Result<Client, SandboxError> {
+    let Some(path) = host.strip_prefix("unix://") else {
+        return Err(SandboxError::unavailable(
+            format!("the Docker engine at {host} may be on another machine"),
+            "name one on this machine (unix:///var/run/docker.sock): sandboxes speak to the server over a directory that both see",
+        ));
+    };
+    let unreachable = |error: Error| {
+        SandboxError::unavailable(
+            format!("cannot reach the Docker engine at {host}: {error}"),
+            "start it, name another with --docker-host, or give this user the right to use its socket",
+        )
+    };
+    let client = Client::connect_with_unix(path, ANSWER, API_DEFAULT_VERSION).map_err(unreachable)?;
+    client.negotiate_version().await.map_err(unreachable)
+}
+
+/// What the engine can do, or why that is not enough.
+fn capabilities(info: &SystemInfo, config: &DockerConfig) -> Result<Capabilities, SandboxError> {
+    let runtime = config.runtime.as_deref();
+    if let Some(name) = runtime
+        && !info.runtimes.as_ref().is_some_and(|known| known.contains_key(name))
+    {
+        return Err(SandboxError::unavailable(
+            format!("the Docker engine knows no runtime {name}"),
+            "add it to the engine's daemon.json, under `runtimes`",
+        ));
+    }
+    let limits = [
+        ("memory", info.memory_limit),
+        ("processes", info.pids_limit),
+        ("CPU time", info.cpu_cfs_quota),
+    ];
+    let missing: Vec<&str> =
+        limits.iter().filter(|(_, can)| *can != Some(true)).map(|(what, _)| *what).collect();
+    if !missing.is_empty() && !config.degraded {
+        return Err(SandboxError::unavailable(
+            format!("the Docker engine cannot limit {}", missing.join(", ")),
+            "give it the cgroup controllers it misses, or accept weaker limits with --sandbox-limits=degraded",
+        ));
+    }
+    let by = match info.cgroup_version {
+        Some(SystemInfoCgroupVersionEnum::_2) => LimitsBy::V2,
+        _ => LimitsBy::V1,
+    };
+    let kernel = runtime.is_some_and(|name| name.contains("runsc") || name.contains("gvisor"));
+    Ok(Capabilities {
+        name: if kernel { "gvisor" } else { "docker" },
+        isolation: if kernel { Isolation::Kernel } else { Isolation::Namespaces },
+        // An engine that maps ids maps all containers to the same ones.
+        own_ids: false,
+        limits: if missing.is_empty() { LimitsState::Enforced(by) } else { LimitsState::Degraded },
+        quota: Quota::Soft,
+        // A socket of gVisor's own network cannot be handed to another process.
+        networking: if kernel { Networking::None } else { Networking::Controlled },
+    })
+}
+
+/// The first id of the range that an engine with `userns-remap` maps containers to.
+fn remapped(info: &SystemInfo) -> Option<u32> {
+    let options = info.security_options.as_ref()?;
+    if !options.iter().any(|option| option == "name=userns") {
+        return None;
+    }
+    // Such an engine keeps everything in a directory named for its range.
+    let (_, last) = info.docker_root_dir.as_ref()?.rsplit_once('/')?;
+    last.split_once('.')?.0.parse().ok()
+}
+
+/// Whether it has the letters of an image's name, tag and digest.
+fn is_reference(image: &str) -> bool {
+    let letter = |c: char| c.is_ascii_alphanumeric() || "._-/:@".contains(c);
+    (1..=512).contains(&image.len())
+        && image.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && image.chars().all(letter)
+}
+
+pub(crate) fn failed(what: &str, error: &Error) -> SandboxError {
+    SandboxError::unavailable(
+        format!("{what}: {error}"),
+        "see that the Docker engine runs, and what it has to say",
+    )
+}
+
+fn has_status(error: &Error, status: u16) -> bool {
+    matches!(error, Error::DockerResponseServerError { status_code, .. } if *status_code == status)
+}
+
+pub(crate) fn is_missing(error: &Error) -> bool {
+    has_status(error, 404)
+}
+
+fn is_conflict(error: &Error) -> bool {
+    has_status(error, 409)
+}
+
+fn runs(container: &ContainerSummary) -> bool {
+    matches!(
+        container.state,
+        Some(ContainerSummaryStateEnum::RUNNING | ContainerSummaryStateEnum::PAUSED)
+    )
+}
+
+/// Which sandbox a container is.
+fn identity(container: &ContainerSummary) -> Option<(SandboxKey, u64)> {
+    let labels = container.labels.as_ref()?;
+    let key = SandboxKey { session: labels.get(SESSION)?.clone(), name: labels.get(NAME)?.clone() };
+    Some((key, labels.get(GENERATION)?.parse().ok()?))
+}
+
+#[async_trait]
+impl Engine for Docker {
+    fn capabilities(&self) -> Capabilities {
+        self.capabilities.clone()
+    }
+
+    fn check(&self, spec: &SandboxSpec) -> Result<(), SandboxError> {
+        match &spec.image {
+            Some(image) if !is_reference(image) => Err(SandboxError::Invalid(format!(
+                "`{image}` cannot be the name of an image"
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    async fn prove(&self, sandbox: &dyn Sandbox) -> Result<(), SandboxError> {
+        if self.runtime_is_a_kernel() {
+            return check_runs(sandbox).await;
+        }
+        let walls = Walls {
+            host_mark: self.config.data_dir.clone(),
+            own_root: true,
+            own_ids: self.root.is_some(),
+        };
+        walls.check(sandbox).await
+    }
+
+    async fn create(&self, order: &Order<'_>) -> Result<Made, SandboxError> {
+        let name = name(&self.owner, order.key);
+        let Some(found) = self.inspect(&name).await? else { return self.start(order).await };
+        let labels = found.config.and_then(|config| config.labels).unwrap_or_default();
+        let alive = labels.get(GENERATION).and_then(|generation| generation.parse().ok());
+        match self.connect(order.key, order.generation).await {
+            Ok(Some(line)) => Ok(Made::Line(line)),
+            Ok(None) => match alive {
+                Some(other) if other > order.generation => Ok(Made::Alive(other)),
+                _ => {
+                    self.end(order.key).await?;
+                    self.start(order).await
+                }
+            },
+            Err(error @ SandboxError::Gone { .. }) => Ok(Made::Not(error)),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn attach(
+        &self,
+        key: &SandboxKey,
+        generation: u64,
+    ) -> Result<Option<Line>, SandboxError> {
+        self.connect(key, generation).await
+    }
+
+    async fn list(&self) -> Result<Vec<(SandboxKey, u64)>, SandboxError> {
+        let all = self.containers(None).await?;
+        Ok(all.iter().filter(|container| runs(container)).filter_map(identity).collect())
+    }
+
+    async fn end(&self, key: &SandboxKey) -> Result<(), SandboxError> {
+        self.remove(&name(&self.owner, key)).await?;
+        let left = self.line_of(key);
+        if left.exists() {
+            remove_tree(&left)
+                .map_err(|e| SandboxError::io("cannot remove what a container has left", e))?;
+        }
+        Ok(())
+    }
+
+    async fn end_session(&self, session: &str) -> Result<(), SandboxError> {
+        for container in self.containers(Some(session)).await? {
+            if let Some((key, _)) = identity(&container) {
+                self.end(&key).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn with_files(&self) -> Result<Vec<String>, SandboxError> {
+        self.files.names()
+    }
+
+    async fn has_files(&self, session: &str) -> bool {
+        self.files.of(session).is_dir()
+    }
+
+    async fn discard(&self, session: &str) -> Result<(), SandboxError> {
+        self.files.discard(session).await
+    }
+
+    fn counted(&self, session: &str) -> Option<PathBuf> {
+        Some(self.files.of(session))
+    }
+
+    async fn ground(&self, spec: &SandboxSpec) -> Result<BTreeMap<String, String>, SandboxError> {
+        let image = spec.image.as_deref().unwrap_or(&self.config.image);
+        let id = images::find(&self.client, image).await?;
+        Ok(BTreeMap::from([("image".to_owned(), id)]))
+    }
+
+    async fn has_layer(&self, name: &str) -> bool {
+        self.layers.has(&self.client, name).await
+    }
+
+    fn layer_counted(&self, name: &str) -> Option<PathBuf> {
+        Some(self.files.of(&format!("{}{name}", vaquero_sandbox::BUILD)))
+    }
+
+    async fn keep_layer(&self, key: &SandboxKey, layer: &str) -> Result<(), SandboxError> {
+        let files = self.files.of(&key.session);
+        self.layers.keep(&self.client, &name(&self.owner, key), layer, &files).await?;
+        self.end(key).await?;
+        self.discard(&key.session).await
+    }
+
+    async fn abandon_layer(&self, name: &str) {
+        let session = format!("{}{name}", vaquero_sandbox::BUILD);
+        if let Err(error) = self.discard(&session).await {
+            tracing::warn!(layer = name, %error, "cannot remove what an installation left behind");
+        }
+    }
+
+    async fn clear_layers(&self) {
+        self.layers.clear(&self.client).await;
+    }
+
+    async fn shutdown(&self, linger: bool) {
+        if linger {
+            return;
+        }
+        let keys = self.containers(None).await.unwrap_or_default();
+        for (key, _) in keys.iter().filter_map(identity) {
+            if let Err(error) = self.end(&key).await {
+                tracing::warn!(%key, %error, "a container stays behind");
+            }
+        }
+    }
+}
