@@ -70,7 +70,7 @@ impl Docker {
         });
         if gvisor {
             settings["runtimes"] = serde_json::json!({
-                "runsc": { "path": "runsc", "runtimeArgs": ["--network=none", "--platform=ptrace"] }
+                "runsc": { "path": "runsc", "runtimeArgs": ["--network=none", "--platform=ptrace", "--host-uds=open"] }
             });
         }
         let file = place.join("daemon.json");
@@ -122,13 +122,18 @@ impl Docker {
         }
         // Not this machine's: a sandbox must not be able to read its users in an image either.
         fs::create_dir(links.join("etc"))?;
-        for (name, text) in [("passwd", "root:x:0:0::/root:/bin/bash\n"), ("group", "root:x:0:\n")] {
+        for (name, text) in [("passwd", "root:x:0:0::/root:/bin/bash\n"), ("group", "root:x:0:\n")]
+        {
             fs::write(links.join("etc").join(name), text)?;
         }
         let archive = self.place.join("image.tar");
         let mut tar = Command::new("tar");
         tar.args(["--create", "--no-recursion", "--ignore-failed-read", "--directory"]);
-        tar.arg(&links).args(MERGED).args(["etc/passwd", "etc/group"]).args(["--directory", "/", "--files-from"]).arg(&list);
+        tar.arg(&links)
+            .args(MERGED)
+            .args(["etc/passwd", "etc/group"])
+            .args(["--directory", "/", "--files-from"])
+            .arg(&list);
         tar.arg("--file").arg(&archive);
         succeed(&mut tar, "tar")?;
         let (name, tag) = IMAGE.split_once(':').context("it has a tag")?;

@@ -18,7 +18,7 @@ use std::{
 use tokio::{
     io::{AsyncRead, AsyncWrite, join},
     net::{TcpListener, TcpStream, UdpSocket},
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
 };
 use tokio_rustls::{TlsAcceptor, TlsConnector, server::TlsStream};
 use tokio_util::{
@@ -204,6 +204,21 @@ impl Outlet {
         }));
         self.spawn(Arc::clone(self).answer(names));
         Ok(())
+    }
+
+    /// Begins to answer clients that know they speak to a proxy, as they come.
+    pub fn serve_streams<S>(self: &Arc<Self>, mut streams: mpsc::Receiver<S>)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let outlet = Arc::clone(self);
+        self.spawn(async move {
+            while let Some(stream) = streams.recv().await {
+                let Some(place) = outlet.place() else { continue };
+                let served = Arc::clone(&outlet);
+                outlet.spawn(async move { proxy::serve(&served, stream, place).await });
+            }
+        });
     }
 
     /// Runs something for as long as the sandbox has its way out.

@@ -62,7 +62,10 @@ struct Relay {
 }
 
 /// Serves a client that knows it speaks to a proxy.
-pub(crate) async fn serve(outlet: &Arc<Outlet>, stream: TcpStream, place: Place) {
+pub(crate) async fn serve<C>(outlet: &Arc<Outlet>, stream: C, place: Place)
+where
+    C: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     Relay::new(outlet, place).serve_http1(stream).await;
 }
 

@@ -9,7 +9,6 @@ use crate::{
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     pipe::{PipeFlags, pipe_with},
-    process::{Pid, PidfdFlags, pidfd_open},
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -103,14 +102,9 @@ fn start(
     let child = command.spawn()?;
     processes.started();
     let pid = i32::try_from(child.id()).map_err(io::Error::other)?;
-    let exit = Pid::from_raw(pid).ok_or_else(|| io::Error::other("no process id"))?;
     // The command holds the other ends of the pipe, which would never end otherwise.
     command.stdout(Stdio::null()).stderr(Stdio::null());
-    match pidfd_open(exit, PidfdFlags::empty()) {
-        Ok(exit) => Ok((pid, Some(exit), said)),
-        Err(rustix::io::Errno::SRCH) => Ok((pid, None, said)),
-        Err(error) => Err(error.into()),
-    }
+    Ok((pid, processes.end_of(pid)?, said))
 }
 
 /// Collects what a program says until it ends; false if it does not in time. What it leaves behind may hold the pipe open.

@@ -1,8 +1,14 @@
 //! Every process of the sandbox is a child of PID 1 in the end: here they are reaped, their exits noted, and all of them killed when a call must stop.
 
+use rustix::{
+    io::Errno,
+    pipe::{PipeFlags, pipe_with},
+    process::{Pid, PidfdFlags, pidfd_open},
+};
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
-    fs,
+    fs, io,
+    os::fd::OwnedFd,
     sync::{Arc, Condvar, Mutex, PoisonError},
 };
 
@@ -13,6 +19,8 @@ const REMEMBERED: usize = 256;
 struct Exits {
     codes: HashMap<i32, i32>,
     order: VecDeque<i32>,
+    /// Where a kernel has no descriptors of processes: closed when the process has been reaped.
+    watched: HashMap<i32, OwnedFd>,
     spawned: u64,
 }
 
@@ -39,6 +47,25 @@ impl Processes {
         let (exits, woken) = &*self.exits;
         exits.lock().unwrap_or_else(PoisonError::into_inner).spawned += 1;
         woken.notify_all();
+    }
+
+    /// What becomes readable when a child ends; nothing if it has ended and was reaped.
+    pub(crate) fn end_of(&self, pid: i32) -> io::Result<Option<OwnedFd>> {
+        let child = Pid::from_raw(pid).ok_or_else(|| io::Error::other("no process id"))?;
+        match pidfd_open(child, PidfdFlags::empty()) {
+            Ok(end) => Ok(Some(end)),
+            Err(Errno::SRCH) => Ok(None),
+            Err(Errno::NOSYS) => {
+                let (end, held) = pipe_with(PipeFlags::CLOEXEC)?;
+                let mut exits = self.exits.0.lock().unwrap_or_else(PoisonError::into_inner);
+                if exits.codes.contains_key(&pid) {
+                    return Ok(None);
+                }
+                exits.watched.insert(pid, held);
+                Ok(Some(end))
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// The exit code of a process that has ended (128 and the signal's number if it was killed).
@@ -90,6 +117,7 @@ fn reap(exits: &(Mutex<Exits>, Condvar)) {
                 let mut exits = exits.lock().unwrap_or_else(PoisonError::into_inner);
                 let pid = pid.as_raw_nonzero().get();
                 exits.codes.insert(pid, code);
+                exits.watched.remove(&pid);
                 exits.order.push_back(pid);
                 if exits.order.len() > REMEMBERED
                     && let Some(oldest) = exits.order.pop_front()

@@ -12,7 +12,6 @@ use crate::{
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     pipe::{PipeFlags, pipe_with},
-    process::{Pid, PidfdFlags, pidfd_open},
 };
 use serde_json::Value;
 use std::{
@@ -364,8 +363,8 @@ impl Owner {
         let child = bash.spawn()?;
         self.processes.started();
         let pid = i32::try_from(child.id()).map_err(io::Error::other)?;
-        let exit = Pid::from_raw(pid).ok_or_else(|| io::Error::other("no process id"))?;
-        let exit = pidfd_open(exit, PidfdFlags::empty())?;
+        let exit = self.processes.end_of(pid)?;
+        let exit = exit.ok_or_else(|| io::Error::other("it ended at once"))?;
         Ok(Bash { pid, exit, commands: File::from(commands), status, output, between: Vec::new() })
     }
 

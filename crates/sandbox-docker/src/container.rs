@@ -8,7 +8,7 @@ use bollard::models::{
     ContainerCreateBody, HostConfig, HostConfigCgroupnsModeEnum, HostConfigLogConfig, Mount,
     MountType,
 };
-use vaquero_sandbox::container::{Kit, Port, masked_paths, session_dirs, variables};
+use vaquero_sandbox::container::{Kit, Port, WayOut, masked_paths, session_dirs, variables};
 use vaquero_sandbox::{Order, SandboxKey, contained_command_line};
 
 /// Labels: whose container it is, and which one.
@@ -17,19 +17,14 @@ pub(crate) const SESSION: &str = "dev.vaquero.session";
 pub(crate) const NAME: &str = "dev.vaquero.name";
 pub(crate) const GENERATION: &str = "dev.vaquero.generation";
 
-/// What a hand keeps, and what it needs only to make the way out and to give up the rest.
-const CAPABILITIES: [&str; 10] = [
-    "CHOWN",
-    "DAC_OVERRIDE",
-    "FOWNER",
-    "FSETID",
-    "KILL",
-    "SETUID",
-    "SETGID",
-    "NET_BIND_SERVICE",
-    "NET_ADMIN",
-    "SETPCAP",
-];
+/// What a hand keeps.
+const KEPT: [&str; 8] =
+    ["CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "SETUID", "SETGID", "NET_BIND_SERVICE"];
+/// What it needs only to make the way out, and to give up all others.
+const GIVEN_UP: [&str; 2] = ["NET_ADMIN", "SETPCAP"];
+
+/// What a kernel of its own may take for itself.
+const KERNEL_THREADS: u32 = 512;
 
 /// What a container is made of, beside what was ordered.
 pub(crate) struct Parts<'a> {
@@ -43,6 +38,9 @@ pub(crate) struct Parts<'a> {
     /// Single files that take the place of the image's.
     pub(crate) over: Vec<(PathBuf, String)>,
     pub(crate) runtime: Option<&'a str>,
+    /// It runs on a kernel of its own.
+    pub(crate) own_kernel: bool,
+    pub(crate) way_out: WayOut,
     pub(crate) linger: Duration,
 }
 
@@ -61,7 +59,7 @@ pub(crate) fn body(order: &Order<'_>, parts: &Parts<'_>) -> ContainerCreateBody 
         (GENERATION, order.generation.to_string()),
     ];
     let mut words = parts.kit.start().to_vec();
-    words.extend(contained_command_line(order, &Port::address(), parts.linger));
+    words.extend(contained_command_line(order, &Port::address(), parts.way_out, parts.linger));
     let variables = variables(order).into_iter().map(|(name, value)| format!("{name}={value}"));
     ContainerCreateBody {
         hostname: Some("sandbox".to_owned()),
@@ -80,6 +78,8 @@ pub(crate) fn body(order: &Order<'_>, parts: &Parts<'_>) -> ContainerCreateBody 
 fn host(order: &Order<'_>, parts: &Parts<'_>, building: bool) -> HostConfig {
     let limits = order.limits;
     let bytes = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
+    // A kernel of its own is made of threads itself, and of one more for each of its processes' threads.
+    let pids = if parts.own_kernel { limits.pids * 2 + KERNEL_THREADS } else { limits.pids };
     let tmp = |size: u64, mode: &str| format!("rw,nosuid,nodev,exec,size={size},mode={mode}");
     let tmpfs = [
         ("/tmp", tmp(limits.tmp_bytes, "1777")),
@@ -87,12 +87,14 @@ fn host(order: &Order<'_>, parts: &Parts<'_>, building: bool) -> HostConfig {
         // What the kernel says of the machine is nobody's business.
         ("/sys", "ro,nosuid,nodev,noexec,size=4096,mode=0555".to_owned()),
     ];
+    let given_up: &[&str] = if parts.own_kernel { &[] } else { &GIVEN_UP };
+    let capabilities = KEPT.iter().chain(given_up);
     let tmpfs = tmpfs.map(|(place, options)| (place.to_owned(), options));
     HostConfig {
         memory: Some(bytes(limits.memory_bytes)),
         memory_swap: Some(bytes(limits.memory_bytes)),
         nano_cpus: Some(i64::from(limits.cpu_millis) * 1_000_000),
-        pids_limit: Some(limits.pids.into()),
+        pids_limit: Some(pids.into()),
         masked_paths: Some(masked_paths()),
         mounts: Some(mounts(parts)),
         tmpfs: Some(HashMap::from(tmpfs)),
@@ -100,7 +102,7 @@ fn host(order: &Order<'_>, parts: &Parts<'_>, building: bool) -> HostConfig {
         network_mode: Some("none".to_owned()),
         readonly_rootfs: Some(!building),
         cap_drop: Some(vec!["ALL".to_owned()]),
-        cap_add: Some(CAPABILITIES.map(str::to_owned).to_vec()),
+        cap_add: Some(capabilities.map(|name| (*name).to_owned()).collect()),
         security_opt: Some(vec!["no-new-privileges".to_owned()]),
         cgroupns_mode: Some(HostConfigCgroupnsModeEnum::PRIVATE),
         ipc_mode: Some("private".to_owned()),
@@ -120,9 +122,7 @@ fn mounts(parts: &Parts<'_>) -> Vec<Mount> {
     };
     let mut mounts =
         vec![bind(parts.kit.dir(), Kit::PLACE, true), bind(parts.line, Port::PLACE, true)];
-    mounts.extend(
-        session_dirs().map(|(name, place)| bind(&parts.files.join(name), &place, false)),
-    );
+    mounts.extend(session_dirs().map(|(name, place)| bind(&parts.files.join(name), &place, false)));
     mounts.extend(parts.over.iter().map(|(file, place)| bind(file, place, true)));
     mounts
 }

@@ -20,7 +20,7 @@ use bollard::{API_DEFAULT_VERSION, Docker as Client};
 use futures::StreamExt;
 use sha2::{Digest, Sha256};
 use tokio_util::task::TaskTracker;
-use vaquero_sandbox::container::{Kit, Port, make_files, trust_files};
+use vaquero_sandbox::container::{Kit, Port, WayOut, make_files, trust_files};
 use vaquero_sandbox::{
     Capabilities, Engine, Files, Isolation, LimitsBy, LimitsState, Line, Made, Networking, Order,
     Quota, Sandbox, SandboxError, SandboxKey, SandboxSpec, Walls, check_runs, make_private,
@@ -61,7 +61,8 @@ impl Docker {
     pub(crate) async fn open(mut config: DockerConfig) -> Result<Self, SandboxError> {
         let client = connect(&config.host).await?;
         let asked = client.info().await;
-        let info = asked.map_err(|error| failed("cannot ask the Docker engine what it can do", &error))?;
+        let info =
+            asked.map_err(|error| failed("cannot ask the Docker engine what it can do", &error))?;
         let capabilities = capabilities(&info, &config)?;
         config.data_dir = std::path::absolute(&config.data_dir)
             .map_err(|e| SandboxError::io("cannot find the data directory", e))?;
@@ -72,7 +73,8 @@ impl Docker {
         let digest = Sha256::digest(text.as_os_str().as_encoded_bytes());
         let owner: String = format!("{digest:x}").chars().take(12).collect();
         let files = Files::open(&dir, &TaskTracker::new())?;
-        let (exe, kits, names) = (config.hand_exe.clone(), dir.join("hands"), dir.join("resolv.conf"));
+        let (exe, kits, names) =
+            (config.hand_exe.clone(), dir.join("hands"), dir.join("resolv.conf"));
         let names_file = names.clone();
         let made = tokio::task::spawn_blocking(move || {
             fs::write(names_file, "nameserver 127.0.0.1\n")?;
@@ -155,6 +157,16 @@ impl Docker {
         self.capabilities.isolation == Isolation::Kernel
     }
 
+    /// A socket of gVisor's own network cannot be handed to another process.
+    fn way_out(&self, network: bool) -> WayOut {
+        match (network, self.runtime_is_a_kernel()) {
+            // A proxy that nobody serves is no way out.
+            (_, true) => WayOut::Forwarded,
+            (false, false) => WayOut::None,
+            (true, false) => WayOut::Sockets,
+        }
+    }
+
     /// Connects to a container that is there.
     async fn connect(
         &self,
@@ -177,9 +189,11 @@ impl Docker {
             _ => return Ok(None),
         }
         let dir = self.line_of(key);
-        let port = open_port(&dir)?;
+        let port = open_port(&dir, self.way_out(true))?;
         let kept = fs::read_to_string(dir.join("kept")).ok();
-        let hand = state.pid.and_then(|pid| i32::try_from(pid).ok()).filter(|pid| *pid != 0);
+        let hand = state.pid.and_then(|pid| i32::try_from(pid).ok());
+        // For a kernel of its own, that kernel's process speaks.
+        let hand = hand.filter(|pid| *pid != 0 && !self.runtime_is_a_kernel());
         port.line(hand, kept, CALL).await.map(Some)
     }
 
@@ -199,9 +213,11 @@ impl Docker {
             files: &self.files.of(&order.key.session),
             over: self.make_ready(order, &dir).await?,
             runtime: self.config.runtime.as_deref(),
+            own_kernel: self.runtime_is_a_kernel(),
+            way_out: self.way_out(order.network),
             linger: self.config.linger,
         };
-        let port = open_port(&dir)?;
+        let port = open_port(&dir, parts.way_out)?;
         let name = name(&self.owner, order.key);
         let options = CreateContainerOptionsBuilder::default().name(&name).build();
         match self.client.create_container(Some(options), body(order, &parts)).await {
@@ -262,8 +278,9 @@ impl Docker {
     }
 }
 
-fn open_port(dir: &std::path::Path) -> Result<Port, SandboxError> {
-    Port::open(&dir.join("line")).map_err(|e| SandboxError::io("cannot listen for the hand", e))
+fn open_port(dir: &std::path::Path, way_out: WayOut) -> Result<Port, SandboxError> {
+    Port::open(&dir.join("line"), way_out)
+        .map_err(|e| SandboxError::io("cannot listen for the hand", e))
 }
 
 async fn connect(host: &str) -> Result<Client, SandboxError> {
@@ -279,7 +296,8 @@ async fn connect(host: &str) -> Result<Client, SandboxError> {
             "start it, name another with --docker-host, or give this user the right to use its socket",
         )
     };
-    let client = Client::connect_with_unix(path, ANSWER, API_DEFAULT_VERSION).map_err(unreachable)?;
+    let client =
+        Client::connect_with_unix(path, ANSWER, API_DEFAULT_VERSION).map_err(unreachable)?;
     client.negotiate_version().await.map_err(unreachable)
 }
 
@@ -319,8 +337,7 @@ fn capabilities(info: &SystemInfo, config: &DockerConfig) -> Result<Capabilities
         own_ids: false,
         limits: if missing.is_empty() { LimitsState::Enforced(by) } else { LimitsState::Degraded },
         quota: Quota::Soft,
-        // A socket of gVisor's own network cannot be handed to another process.
-        networking: if kernel { Networking::None } else { Networking::Controlled },
+        networking: if kernel { Networking::Proxied } else { Networking::Controlled },
     })
 }
 
@@ -384,9 +401,9 @@ impl Engine for Docker {
 
     fn check(&self, spec: &SandboxSpec) -> Result<(), SandboxError> {
         match &spec.image {
-            Some(image) if !is_reference(image) => Err(SandboxError::Invalid(format!(
-                "`{image}` cannot be the name of an image"
-            ))),
+            Some(image) if !is_reference(image) => {
+                Err(SandboxError::Invalid(format!("`{image}` cannot be the name of an image")))
+            }
             _ => Ok(()),
         }
     }

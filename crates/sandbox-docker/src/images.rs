@@ -34,7 +34,9 @@ pub(crate) async fn find(client: &Client, image: &str) -> Result<String, Sandbox
     while let Some(step) = steps.next().await {
         step.map_err(|error| {
             SandboxError::unavailable(
-                format!("the image {image} is not on the Docker engine and cannot be fetched: {error}"),
+                format!(
+                    "the image {image} is not on the Docker engine and cannot be fetched: {error}"
+                ),
                 format!("name one that is there, or fetch it with `docker pull {image}`"),
             )
         })?;
@@ -66,8 +68,8 @@ impl Layers {
     }
 
     pub(crate) async fn has(&self, client: &Client, name: &str) -> bool {
-        let there = self.seeds(name).is_dir()
-            && client.inspect_image(&self.image(name)).await.is_ok();
+        let there =
+            self.seeds(name).is_dir() && client.inspect_image(&self.image(name)).await.is_ok();
         if there {
             mark_used(&self.seeds(name));
         }

@@ -25,6 +25,22 @@ fn config(dir: &Path) -> Option<DockerConfig> {
 async fn no_attack_succeeds() {
     let dir = tempfile::tempdir().unwrap();
     let Some(config) = config(dir.path()) else { return };
+    attack(config).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_attack_succeeds_against_gvisor() {
+    let dir = tempfile::tempdir().unwrap();
+    let (Some(mut config), Ok(runtime)) =
+        (config(dir.path()), std::env::var("VAQUERO_TEST_DOCKER_RUNTIME"))
+    else {
+        return;
+    };
+    config.runtime = Some(runtime);
+    attack(config).await;
+}
+
+async fn attack(config: DockerConfig) {
     let watcher = Arc::new(attacks::Watcher::default());
     let provider = start(config, Some(watcher)).await.unwrap();
     let verdicts = attacks::run_all(&provider).await;

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
 
+pub use self::inside::WayOut;
 pub(crate) use self::inside::{Inside, contained_main};
 pub use self::kit::Kit;
 pub use self::line::Port;

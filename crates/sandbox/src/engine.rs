@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::error::SandboxError;
-use crate::seam::{Capabilities, Limits, Sandbox, SandboxKey, SandboxSpec, Sockets, Trust};
+use crate::seam::{Arrivals, Capabilities, Limits, Sandbox, SandboxKey, SandboxSpec, Trust};
 
 /// Session ids beginning so are the provider's own: sandboxes that prove the walls.
 pub const CANARY: &str = "canary-";
@@ -147,8 +147,8 @@ pub struct Line {
     pub read: Box<dyn AsyncRead + Send + Unpin>,
     /// What it is told.
     pub write: Box<dyn AsyncWrite + Send + Unpin>,
-    /// Where everything its sandbox sends ends, if it has a way out.
-    pub sockets: Option<Sockets>,
+    /// How what its sandbox sends arrives, if it has a way out.
+    pub arrivals: Option<Arrivals>,
     /// Of the authority its sandbox trusts.
     pub kept: Option<String>,
 }
@@ -157,17 +157,17 @@ impl Line {
     /// One over a socket of this machine.
     pub fn over(
         stream: UnixStream,
-        sockets: Option<Sockets>,
+        arrivals: Option<Arrivals>,
         kept: Option<String>,
     ) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
         let (read, write) = tokio::net::UnixStream::from_std(stream)?.into_split();
-        Ok(Self { read: Box::new(read), write: Box::new(write), sockets, kept })
+        Ok(Self { read: Box::new(read), write: Box::new(write), arrivals, kept })
     }
 }
 
 impl fmt::Debug for Line {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Line").field("sockets", &self.sockets).finish_non_exhaustive()
+        f.debug_struct("Line").field("arrivals", &self.arrivals).finish_non_exhaustive()
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use vaquero_hand::HandArgs;
 
-use crate::container::{Inside, contained_main};
+use crate::container::{Inside, WayOut, contained_main};
 use crate::engine::Order;
 use crate::seam::Limits;
 
@@ -51,8 +51,14 @@ pub(crate) fn command_line(
 }
 
 /// The arguments of a hand that is a container's first process, and dials its server.
-pub fn contained_command_line(order: &Order<'_>, dial: &Path, linger: Duration) -> Vec<String> {
+pub fn contained_command_line(
+    order: &Order<'_>,
+    dial: &Path,
+    way_out: WayOut,
+    linger: Duration,
+) -> Vec<String> {
     let limits = serde_json::to_string(&order.limits).expect("plain numbers");
+    let way_out = serde_json::to_string(&way_out).expect("a word");
     let mut line = vec![
         "hand".to_owned(),
         "--dial".to_owned(),
@@ -63,11 +69,11 @@ pub fn contained_command_line(order: &Order<'_>, dial: &Path, linger: Duration) 
         limits,
         "--linger-ms".to_owned(),
         linger.as_millis().to_string(),
+        "--way-out".to_owned(),
+        way_out,
     ];
     let building = order.layer.as_ref().is_some_and(|layer| layer.building);
-    for (name, given) in [("--network", order.network), ("--writable", building)] {
-        line.extend([name.to_owned(), given.to_string()]);
-    }
+    line.extend(["--writable".to_owned(), building.to_string()]);
     line
 }
 
@@ -87,7 +93,7 @@ enum Control {
 fn parse(args: impl IntoIterator<Item = OsString>) -> Option<Parsed> {
     let (mut control, mut generation, mut dial) = (None, None, None);
     let (mut workdir, mut spill) = (PathBuf::from(WORKDIR), PathBuf::from(SPILL));
-    let (mut limits, mut network, mut writable) = (Limits::default(), false, false);
+    let (mut limits, mut way_out, mut writable) = (Limits::default(), WayOut::None, false);
     let mut linger = Duration::ZERO;
     let mut args = args.into_iter();
     while let Some(name) = args.next() {
@@ -100,16 +106,14 @@ fn parse(args: impl IntoIterator<Item = OsString>) -> Option<Parsed> {
             b"--dial" => dial = Some(PathBuf::from(value)),
             b"--limits" => limits = serde_json::from_str(value.to_str()?).ok()?,
             b"--linger-ms" => linger = Duration::from_millis(parsed(&value)?),
-            b"--network" => network = parsed(&value)?,
+            b"--way-out" => way_out = serde_json::from_str(value.to_str()?).ok()?,
             b"--writable" => writable = parsed(&value)?,
             _ => return None,
         }
     }
     let control = match (control, dial) {
         (Some(control), None) => Control::Descriptor(control),
-        (None, Some(dial)) => {
-            Control::Dialled(Inside { dial, limits, network, writable, linger })
-        }
+        (None, Some(dial)) => Control::Dialled(Inside { dial, limits, way_out, writable, linger }),
         _ => return None,
     };
     Some(Parsed { control, generation: generation?, places: (workdir, spill) })
@@ -157,12 +161,13 @@ mod tests {
             layer: Some(layer),
             image: None,
         };
-        let line = contained_command_line(&order, Path::new("/x/y.sock"), Duration::from_secs(3));
+        let (dial, linger) = (Path::new("/x/y.sock"), Duration::from_secs(3));
+        let line = contained_command_line(&order, dial, WayOut::Sockets, linger);
         let parsed = parse(line.into_iter().skip(1).map(OsString::from)).unwrap();
         let Control::Dialled(inside) = parsed.control else { panic!("it has no descriptor") };
         assert_eq!((parsed.generation, inside.limits), (5, limits));
         assert_eq!((inside.dial.as_path(), inside.linger.as_secs()), (Path::new("/x/y.sock"), 3));
-        assert!(inside.network && inside.writable);
+        assert!(inside.way_out == WayOut::Sockets && inside.writable);
     }
 
     #[test]

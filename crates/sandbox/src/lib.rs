@@ -33,7 +33,8 @@ pub use provider::{Habits, Provider, Walls, check_runs};
 pub use remove::remove_tree;
 pub use report::{Report, Wall, WallState};
 pub use seam::{
-    Block, CallState, Capabilities, ComputeProvider, Entry, Fence, Isolation, Kind, Limits,
-    LimitsBy, LimitsState, Meter, Networking, Outbound, PART, Page, Piece, Provision, Quota, Reach,
-    Sandbox, SandboxKey, SandboxSpec, Sockets, ToolResult, Traffic, Trust, Uplink, Vaults,
+    Arrivals, Block, CallState, Capabilities, ComputeProvider, Entry, Fence, Isolation, Kind,
+    Limits, LimitsBy, LimitsState, Meter, Networking, Outbound, PART, Page, Piece, Provision,
+    Quota, Reach, Sandbox, SandboxKey, SandboxSpec, Sockets, Stream, ToolResult, Traffic, Trust,
+    Uplink, Vaults,
 };

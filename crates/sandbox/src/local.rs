@@ -8,7 +8,6 @@ mod unsafe_host;
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{TcpListener, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -26,13 +25,14 @@ use self::found::Found;
 use crate::engine::{Engine, Line, Made, Order};
 use crate::error::SandboxError;
 use crate::files::{Files, make_private};
+use crate::launcher::network::SOCKETS;
 use crate::launcher::wire::{Answer, Ask, Listed, SparesWanted};
 use crate::launcher::{LeftOut, Options, SPARE};
 use crate::provider::{Habits, Provider, Walls, check_runs};
 use crate::root;
 use crate::seam::{
-    Capabilities, Isolation, LimitsState, Networking, Quota, Sandbox, SandboxKey, SandboxSpec,
-    Sockets, Uplink,
+    Arrivals, Capabilities, Isolation, LimitsState, Networking, Quota, Sandbox, SandboxKey,
+    SandboxSpec, Sockets, Uplink,
 };
 
 /// A sandbox has to be there, or refused, within this time.
@@ -347,13 +347,9 @@ fn line(kept: Option<String>, descriptors: Vec<OwnedFd>) -> Result<Line, Sandbox
     let mut descriptors = descriptors.into_iter();
     let stream = descriptors.next();
     let stream = stream.ok_or_else(|| SandboxError::gone("the launcher sent no stream"))?;
-    let sockets = <[OwnedFd; 3]>::try_from(descriptors.collect::<Vec<_>>()).ok();
-    let sockets = sockets.map(|[proxy, catch_all, names]| Sockets {
-        proxy: TcpListener::from(proxy),
-        catch_all: TcpListener::from(catch_all),
-        names: UdpSocket::from(names),
-    });
-    Line::over(UnixStream::from(stream), sockets, kept)
+    let sockets = <[OwnedFd; SOCKETS]>::try_from(descriptors.collect::<Vec<_>>()).ok();
+    let arrivals = sockets.map(|sockets| Arrivals::Sockets(Sockets::from(sockets)));
+    Line::over(UnixStream::from(stream), arrivals, kept)
         .map_err(|e| SandboxError::io("cannot use the sandbox's stream", e))
 }
 

@@ -27,8 +27,8 @@ use crate::connection::{Connection, LARGE_KIB, Shared};
 use crate::engine::{BUILD, CANARY, Engine, Layer, Line, Made, Order};
 use crate::error::SandboxError;
 use crate::seam::{
-    Capabilities, ComputeProvider, Isolation, Limits, Networking, Outbound, Quota, Reach, Sandbox,
-    SandboxKey, SandboxSpec, Sockets, Trust, Uplink, check_part,
+    Arrivals, Capabilities, ComputeProvider, Isolation, Limits, Networking, Outbound, Quota, Reach,
+    Sandbox, SandboxKey, SandboxSpec, Trust, Uplink, check_part,
 };
 
 /// How a provider treats its sandboxes.
@@ -191,9 +191,9 @@ impl<E: Engine> Inner<E> {
         spec: &SandboxSpec,
         line: Line,
     ) -> Result<Arc<HandSandbox>, SandboxError> {
-        let Line { read, write, sockets, kept } = line;
+        let Line { read, write, arrivals, kept } = line;
         let connection = Arc::new(Connection::open(read, write, &self.shared));
-        let way_out = self.way_out(key, spec, kept.as_deref(), sockets)?;
+        let way_out = self.way_out(key, spec, kept.as_deref(), arrivals)?;
         let sandbox = Arc::new(HandSandbox {
             generation: spec.generation,
             room: Room::of(&spec.limits),
@@ -216,21 +216,21 @@ impl<E: Engine> Inner<E> {
         Ok(sandbox)
     }
 
-    /// Has the sockets of a sandbox served, for as long as the value lives.
+    /// Has what a sandbox sends served, for as long as the value lives.
     fn way_out(
         &self,
         key: &SandboxKey,
         spec: &SandboxSpec,
         kept: Option<&str>,
-        sockets: Option<Sockets>,
+        arrivals: Option<Arrivals>,
     ) -> Result<Option<WayOut>, SandboxError> {
         let (Some(uplink), Some(outbound)) = (&self.uplink, &spec.outbound) else {
             return Ok(None);
         };
         // One that was made without a network reaches nothing, as it always has.
-        let Some(sockets) = sockets else { return Ok(None) };
+        let Some(arrivals) = arrivals else { return Ok(None) };
         let over = CancellationToken::new();
-        let served = uplink.serve(key, outbound, kept, sockets, over.clone());
+        let served = uplink.serve(key, outbound, kept, arrivals, over.clone());
         let meter =
             served.map_err(|e| SandboxError::io("cannot serve the sandbox's network", e))?;
         Ok(Some(WayOut { meter, _until: over.drop_guard() }))
@@ -375,7 +375,8 @@ fn order<'a>(
 impl<E: Engine> ComputeProvider for Provider<E> {
     fn capabilities(&self) -> Capabilities {
         let mut capabilities = self.inner.engine.capabilities();
-        if self.inner.uplink.is_none() && capabilities.networking == Networking::Controlled {
+        let led = matches!(capabilities.networking, Networking::Controlled | Networking::Proxied);
+        if self.inner.uplink.is_none() && led {
             capabilities.networking = Networking::None;
         }
         capabilities

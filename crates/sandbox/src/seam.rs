@@ -5,11 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
 use std::net::{TcpListener, UdpSocket};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 pub use vaquero_hand::pack::{Entry, Kind, PART, Page, Piece};
 pub use vaquero_hand::protocol::{Block, Fence, ToolResult};
@@ -178,18 +181,47 @@ pub struct Sockets {
     pub names: UdpSocket,
 }
 
-/// Serves the sockets of sandboxes.
+impl From<[OwnedFd; 3]> for Sockets {
+    /// In the order in which a sandbox hands them over.
+    fn from([proxy, catch_all, names]: [OwnedFd; 3]) -> Self {
+        Self { proxy: proxy.into(), catch_all: catch_all.into(), names: names.into() }
+    }
+}
+
+/// A connection of a program in a sandbox.
+pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+/// How what a sandbox sends arrives.
+pub enum Arrivals {
+    /// All of it, at sockets inside the sandbox.
+    Sockets(Sockets),
+    /// Only what programs say to the proxy that their variables name, each connection carried here by the sandbox's hand.
+    Streams(mpsc::Receiver<Box<dyn Stream>>),
+}
+
+impl fmt::Debug for Arrivals {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Sockets(_) => "Sockets",
+            Self::Streams(_) => "Streams",
+        })
+    }
+}
+
+/// Serves what sandboxes send.
 pub trait Uplink: Send + Sync + fmt::Debug {
     /// A new authority, for a sandbox that has the use of secrets.
     fn authority(&self) -> io::Result<Trust>;
 
-    /// Answers on the sockets of a sandbox until it is `over`, and counts what passes. `kept` is of the authority it trusts, if it trusts one.
+    /// Answers what arrives from a sandbox until it is `over`, and counts what passes. `kept` is of the authority it trusts, if it trusts one.
     fn serve(
         &self,
         key: &SandboxKey,
         outbound: &Outbound,
         kept: Option<&str>,
-        sockets: Sockets,
+        arrivals: Arrivals,
         over: CancellationToken,
     ) -> io::Result<Arc<dyn Meter>>;
 }
@@ -264,6 +296,8 @@ pub enum Networking {
     None,
     /// What the policy of its session allows, and only through its [`Uplink`].
     Controlled,
+    /// The same, for programs that use the proxy their variables name; others reach nothing.
+    Proxied,
     /// Whatever the host reaches: only without isolation.
     Host,
 }

@@ -16,7 +16,7 @@ use vaquero_egress::{
     Policy, TrustedHosts, system_trust,
 };
 use vaquero_sandbox::{
-    Meter, Outbound, Reach, SandboxKey, Sockets, Traffic, Trust, Uplink, Vaults,
+    Arrivals, Meter, Outbound, Reach, SandboxKey, Sockets, Traffic, Trust, Uplink, Vaults,
 };
 use vaquero_store::{SharedStore, StoreError};
 use vaquero_types::{
@@ -97,7 +97,7 @@ impl Uplink for Egress {
         key: &SandboxKey,
         outbound: &Outbound,
         kept: Option<&str>,
-        sockets: Sockets,
+        arrivals: Arrivals,
         over: CancellationToken,
     ) -> io::Result<Arc<dyn Meter>> {
         let policy = match &outbound.reach {
@@ -116,9 +116,13 @@ impl Uplink for Egress {
             seed: getrandom::u32().map_err(io::Error::other)?,
             injector,
         };
-        let Sockets { proxy, catch_all, names } = sockets;
         let outlet = Outlet::new(plan, over);
-        outlet.serve(vaquero_egress::Sockets { proxy, catch_all, names })?;
+        match arrivals {
+            Arrivals::Sockets(Sockets { proxy, catch_all, names }) => {
+                outlet.serve(vaquero_egress::Sockets { proxy, catch_all, names })?;
+            }
+            Arrivals::Streams(streams) => outlet.serve_streams(streams),
+        }
         Ok(Arc::new(Metered(outlet)))
     }
 }

@@ -76,8 +76,10 @@ async fn environment(arena: &Arena<'_>) -> Result<(), String> {
         std::env::vars_os().filter_map(|(name, _)| name.into_string().ok()).collect();
     check(host.iter().any(|n| n.starts_with("CARGO")), || "the host has no CARGO_*".to_owned())?;
     let said = arena.inside("env; cat /proc/self/environ | tr '\\0' '\\n'").await?;
-    let expected =
-        ["HOSTNAME", "PATH", "HOME", "LANG", "TERM", "PWD", "OLDPWD", "SHLVL", "_", "PS1", "PS2", "ALLOWED"];
+    let expected = [
+        "HOSTNAME", "PATH", "HOME", "LANG", "TERM", "PWD", "OLDPWD", "SHLVL", "_", "PS1", "PS2",
+        "ALLOWED",
+    ];
     let named = !said.contains("HOSTNAME=") || said.contains("HOSTNAME=sandbox\n");
     check(named, || format!("the host's name: {said}"))?;
     let foreign: Vec<&str> = said
@@ -173,7 +175,8 @@ async fn unix_sockets(arena: &Arena<'_>) -> Result<(), String> {
     // One that nobody listens on is a name and no way out.
     let try_all = r#"use Socket; for my $path (split /\n/, `find / -type s 2>/dev/null`) { for my $kind (SOCK_STREAM, 5, SOCK_DGRAM) {
         socket(my $s, AF_UNIX, $kind, 0) or next; print "connected to $path\n" if connect($s, pack_sockaddr_un($path)); } }"#;
-    let script = format!("{}\n{}\nls -d /run/dbus /run/systemd 2>/dev/null", perl(&program), perl(try_all));
+    let script =
+        format!("{}\n{}\nls -d /run/dbus /run/systemd 2>/dev/null", perl(&program), perl(try_all));
     let said = arena.inside(&script).await?;
     let refused = format!("errno {}", libc::ECONNREFUSED);
     let denied = format!("errno {}", libc::EPERM);

@@ -3,6 +3,7 @@
 use std::net::{TcpListener, TcpStream, UdpSocket};
 
 use super::{Arena, Attack, attack, check, perl};
+use crate::seam::Networking;
 
 pub(super) const ATTACKS: &[Attack] = &[
     attack!(26, "connect to the host's loopback", loopback),
@@ -35,7 +36,13 @@ async fn addresses(arena: &Arena<'_>) -> Result<(), String> {
             socket(my $s, AF_INET6, SOCK_STREAM, 0); alarm 5;
             print "$_ ", connect($s, pack_sockaddr_in6(80, inet_pton(AF_INET6, $_))) ? "reached" : $!+0, "\n"; }"#;
     let said = arena.inside(&perl(program)).await?;
-    let unreachable = [libc::ENETUNREACH, libc::EADDRNOTAVAIL, libc::EINVAL, libc::EAFNOSUPPORT];
+    let unreachable = [
+        libc::ENETUNREACH,
+        libc::EHOSTUNREACH,
+        libc::EADDRNOTAVAIL,
+        libc::EINVAL,
+        libc::EAFNOSUPPORT,
+    ];
     let lines: Vec<&str> = said.trim().lines().collect();
     let refused = |line: &&str| {
         unreachable.iter().any(|e| line.rsplit(' ').next() == Some(e.to_string().as_str()))
@@ -59,6 +66,7 @@ async fn datagrams(arena: &Arena<'_>) -> Result<(), String> {
     let got = host.recv(&mut [0; 8]);
     check(got.is_err(), || "a datagram reached the host".to_owned())?;
     let unreachable = libc::ENETUNREACH;
+    let said = said.replace(&format!(" {}\n", libc::EHOSTUNREACH), &format!(" {unreachable}\n"));
     // Its own loopback takes a datagram and drops it: nobody listens there.
     let expected = format!(
         "127.0.0.1 sent\n8.8.8.8 {unreachable}\n1.1.1.1 {unreachable}\n255.255.255.255 {unreachable}\n\
@@ -84,6 +92,10 @@ async fn around(arena: &Arena<'_>) -> Result<(), String> {
     let said = target.sh(&perl(program)).await;
     arena.destroy(target).await?;
     let said = said?.text;
+    if arena.provider.capabilities().networking == Networking::Proxied {
+        // Nothing goes anywhere without the proxy.
+        return check(!said.contains("caught") && said.contains("refused"), || said);
+    }
     let expected = "caught 169.254.169.254:80\ncaught 10.0.0.1:22\ncaught 192.168.1.1:443\ncaught 8.8.8.8:53\ncaught 1.1.1.1:65535\n\
         caught 93.184.216.34:1\nfd00:ec2::254 refused\nfe80::1 refused\n2001:4860:4860::8888 refused\n::ffff:10.0.0.1 caught 10.0.0.1:80\n\
         8.8.8.8 caught\n9.9.9.9 caught\n1.1.1.1 refused\n224.0.0.251 refused\n10.0.0.1 refused\nno icmp";

@@ -9,7 +9,7 @@ use tokio::net::{TcpListener, UdpSocket};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::seam::{Meter, Outbound, SandboxKey, Sockets, Traffic, Trust, Uplink};
+use crate::seam::{Arrivals, Meter, Outbound, SandboxKey, Sockets, Traffic, Trust, Uplink};
 
 /// Serves the sockets of sandboxes under attack.
 #[derive(Debug, Default)]
@@ -27,10 +27,20 @@ impl Uplink for Watcher {
         _key: &SandboxKey,
         _outbound: &Outbound,
         _kept: Option<&str>,
-        sockets: Sockets,
+        arrivals: Arrivals,
         over: CancellationToken,
     ) -> io::Result<Arc<dyn Meter>> {
-        let Sockets { proxy, catch_all, names } = sockets;
+        let Sockets { proxy, catch_all, names } = match arrivals {
+            Arrivals::Sockets(sockets) => sockets,
+            Arrivals::Streams(mut streams) => {
+                self.tasks.spawn(over.run_until_cancelled_owned(async move {
+                    while let Some(mut stream) = streams.recv().await {
+                        stream.write_all(b"caught the proxy\n").await.ok();
+                    }
+                }));
+                return Ok(Arc::new(Traffic::default()));
+            }
+        };
         for listener in [proxy, catch_all] {
             let (listener, over) = (adopt(listener)?, over.clone());
             self.tasks.spawn(async move { over.run_until_cancelled(tell(listener)).await });

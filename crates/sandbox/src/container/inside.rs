@@ -2,13 +2,16 @@
 //! then serves. It dials again when the server is gone, and ends when none answers for long.
 
 use std::io::{self, Write};
+use std::net::{Ipv4Addr, TcpListener};
 use std::os::fd::{AsFd, IntoRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use serde::{Deserialize, Serialize};
+use tokio::task::JoinSet;
 use vaquero_hand::HandArgs;
 
 use crate::launcher::mounts::{Step, at};
@@ -21,13 +24,26 @@ pub(super) const READY: u8 = b'r';
 pub(super) const FAILED: u8 = b'f';
 /// Between two attempts to dial.
 const PAUSE: Duration = Duration::from_millis(50);
+/// Where connections to the proxy are carried, beside the socket that is dialled.
+pub(super) const PROXY_SOCKET: &str = "proxy.sock";
+
+/// How what programs send leaves a container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WayOut {
+    /// Not at all.
+    None,
+    /// All of it ends at sockets that are handed to the server.
+    Sockets,
+    /// Connections to the proxy are carried to a socket beside the one that is dialled, where the container's network cannot leave its kernel.
+    Forwarded,
+}
 
 /// How a hand in a container is started.
 pub(crate) struct Inside {
     pub(crate) dial: PathBuf,
     pub(crate) limits: Limits,
-    /// Whether everything goes to sockets that the server serves.
-    pub(crate) network: bool,
+    pub(crate) way_out: WayOut,
     /// Whether all of the root may be written.
     pub(crate) writable: bool,
     /// How long it lives on without a server.
@@ -45,7 +61,8 @@ pub(crate) fn contained_main(inside: Inside, args: impl FnOnce(i32) -> HandArgs)
         Err((step, error)) => {
             if let Ok(mut stream) = UnixStream::connect(&inside.dial) {
                 // If nobody hears it, the server waits in vain and says so.
-                drop(write!(stream, "{}cannot {step}: {error}", char::from(FAILED)));
+                let said = format!("{}cannot {step}: {error}", char::from(FAILED));
+                drop(stream.write_all(said.as_bytes()));
             }
             97
         }
@@ -54,21 +71,36 @@ pub(crate) fn contained_main(inside: Inside, args: impl FnOnce(i32) -> HandArgs)
 
 /// Everything from here on is for good; the process has one thread.
 fn wall_in(inside: &Inside) -> Result<(OwnedFd, Vec<OwnedFd>, OwnedFd), Step> {
-    let mut sockets = Vec::new();
-    if inside.network {
-        at("bring loopback up", sys::loopback_up())?;
-        sockets = network::open()?.into();
+    let (mut sockets, mut proxy) = (Vec::new(), None);
+    match inside.way_out {
+        WayOut::None => {}
+        WayOut::Sockets => {
+            at("bring loopback up", sys::loopback_up())?;
+            sockets = network::open()?.into();
+        }
+        WayOut::Forwarded => {
+            let here = (Ipv4Addr::LOCALHOST, network::PROXY_PORT);
+            proxy = Some(at("listen as a proxy", TcpListener::bind(here))?);
+        }
     }
-    let pair =
-        socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
+    let pair = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
     let (control, to_hand) = at("make a socket", pair)?;
     // The engine's own filter may forbid keyrings altogether: then there is none to leave.
     drop(sys::fresh_keyring());
     at("lower rlimits", lockdown::limit_resources(&inside.limits, false))?;
     at("set no_new_privs", rustix::thread::set_no_new_privs(true))?;
     at("apply Landlock", lockdown::landlock(inside.writable))?;
-    at("drop capabilities", lockdown::drop_capabilities())?;
+    // Whoever forwards needed no more than it keeps, and runs on a kernel that may not know how to give up.
+    let capabilities = match inside.way_out {
+        WayOut::Forwarded => lockdown::hold_only_kept(),
+        WayOut::None | WayOut::Sockets => lockdown::drop_capabilities(),
+    };
+    at("drop capabilities", capabilities)?;
     at("install seccomp", sys::seccomp(&seccomp::program()))?;
+    if let Some(proxy) = proxy {
+        let to = inside.dial.with_file_name(PROXY_SOCKET);
+        std::thread::spawn(move || forward(proxy, &to));
+    }
     Ok((control, sockets, to_hand))
 }
 
@@ -85,6 +117,30 @@ fn keep_dialling(dial: &PathBuf, sockets: &[OwnedFd], to_hand: &OwnedFd, linger:
         std::thread::sleep(PAUSE);
     }
     sys::exit_now(0)
+}
+
+/// Carries connections to the server's socket. One thread, since a sandbox has few.
+fn forward(proxy: TcpListener, to: &Path) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    runtime.block_on(async {
+        proxy.set_nonblocking(true)?;
+        let proxy = tokio::net::TcpListener::from_std(proxy)?;
+        let mut carried = JoinSet::new();
+        loop {
+            tokio::select! {
+                accepted = proxy.accept() => {
+                    let Ok((mut client, _)) = accepted else { continue };
+                    let to = to.to_owned();
+                    carried.spawn(async move {
+                        // Without a server there is no way out, and the client is hung up on.
+                        let mut server = tokio::net::UnixStream::connect(to).await?;
+                        tokio::io::copy_bidirectional(&mut client, &mut server).await
+                    });
+                }
+                Some(_) = carried.join_next() => {}
+            }
+        }
+    })
 }
 
 /// Hands the sockets to the server, and the stream to the hand.

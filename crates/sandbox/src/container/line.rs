@@ -5,7 +5,6 @@ use std::fs;
 use std::io;
 use std::io::IoSliceMut;
 use std::mem::MaybeUninit;
-use std::net::{TcpListener, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -15,12 +14,14 @@ use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use tokio::io::Interest;
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::mpsc;
+use tokio_util::task::TaskTracker;
 
-use super::inside::{FAILED, READY};
+use super::inside::{FAILED, PROXY_SOCKET, READY, WayOut};
 use crate::engine::Line;
 use crate::error::SandboxError;
 use crate::launcher::network::SOCKETS;
-use crate::seam::Sockets;
+use crate::seam::{Arrivals, Sockets, Stream};
 
 /// The socket's name in its directory.
 const SOCKET: &str = "server.sock";
@@ -28,11 +29,15 @@ const SOCKET: &str = "server.sock";
 const PLACE: &str = "/run/vaquero";
 /// The most a hand says of why it could not start.
 const SAID: usize = 512;
+/// Connections that wait to be served.
+const CARRIED: usize = 16;
 
 /// Where a hand dials in.
 #[derive(Debug)]
 pub struct Port {
     listener: UnixListener,
+    /// Where connections to the proxy arrive, if the hand carries them.
+    proxy: Option<UnixListener>,
 }
 
 impl Port {
@@ -45,20 +50,16 @@ impl Port {
     }
 
     /// Opens one in a directory, which must lie where nobody else may look.
-    pub fn open(dir: &Path) -> io::Result<Self> {
+    pub fn open(dir: &Path, way_out: WayOut) -> io::Result<Self> {
         fs::create_dir_all(dir)?;
         // In the container others than this user look.
         fs::set_permissions(dir, fs::Permissions::from_mode(0o755))?;
         let held = rustix::fs::open(dir, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-        match rustix::fs::unlinkat(&held, SOCKET, AtFlags::empty()) {
-            Ok(()) | Err(rustix::io::Errno::NOENT) => {}
-            Err(error) => return Err(error.into()),
-        }
-        // Its path may be longer than a socket's address.
-        let path = format!("/proc/self/fd/{}/{SOCKET}", held.as_raw_fd());
-        let listener = UnixListener::bind(&path)?;
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o666))?;
-        Ok(Self { listener })
+        let proxy = match way_out {
+            WayOut::Forwarded => Some(listen(&held, PROXY_SOCKET)?),
+            WayOut::None | WayOut::Sockets => None,
+        };
+        Ok(Self { listener: listen(&held, SOCKET)?, proxy })
     }
 
     /// Waits until the hand has dialled. Who dials is checked by process id, where that is known.
@@ -68,7 +69,7 @@ impl Port {
         kept: Option<String>,
         patience: Duration,
     ) -> Result<Line, SandboxError> {
-        let dialled = tokio::time::timeout(patience, self.dialled(hand)).await;
+        let dialled = tokio::time::timeout(patience, dialled(&self.listener, hand)).await;
         let dialled = dialled.map_err(|_| SandboxError::gone("its hand does not call"))?;
         let failed = |error| SandboxError::io("cannot hear from the sandbox's hand", error);
         let (stream, said, descriptors) = dialled.map_err(failed)?;
@@ -85,31 +86,67 @@ impl Port {
             }
             _ => return Err(SandboxError::Protocol("its hand begins with nonsense".to_owned())),
         }
-        let sockets = match <[OwnedFd; SOCKETS]>::try_from(descriptors) {
-            Ok([proxy, catch_all, names]) => Some(Sockets {
-                proxy: TcpListener::from(proxy),
-                catch_all: TcpListener::from(catch_all),
-                names: UdpSocket::from(names),
-            }),
-            Err(_) => None,
+        let arrivals = match (<[OwnedFd; SOCKETS]>::try_from(descriptors), self.proxy) {
+            (Ok(sockets), None) => Some(Arrivals::Sockets(Sockets::from(sockets))),
+            (_, Some(proxy)) => Some(Arrivals::Streams(carried(proxy))),
+            (Err(_), None) => None,
         };
         let stream = stream.into_std().map_err(failed)?;
-        Line::over(stream, sockets, kept).map_err(failed)
+        Line::over(stream, arrivals, kept).map_err(failed)
     }
+}
 
-    async fn dialled(&self, hand: Option<i32>) -> io::Result<(UnixStream, Vec<u8>, Vec<OwnedFd>)> {
-        loop {
-            let (stream, _) = self.listener.accept().await?;
-            let who = stream.peer_cred()?.pid();
-            // A server that is in a container itself sees no process ids of others.
-            let another = who.zip(hand).is_some_and(|(who, hand)| who != 0 && who != hand);
-            if another {
-                continue;
-            }
-            let first = stream.async_io(Interest::READABLE, || receive(&stream)).await?;
-            return Ok((stream, first.0, first.1));
-        }
+/// Listens in a directory whose path may be longer than a socket's address.
+fn listen(dir: &OwnedFd, name: &str) -> io::Result<UnixListener> {
+    match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
+        Ok(()) | Err(rustix::io::Errno::NOENT) => {}
+        Err(error) => return Err(error.into()),
     }
+    let path = format!("/proc/self/fd/{}/{name}", dir.as_raw_fd());
+    let listener = UnixListener::bind(&path)?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o666))?;
+    Ok(listener)
+}
+
+async fn dialled(
+    listener: &UnixListener,
+    hand: Option<i32>,
+) -> io::Result<(UnixStream, Vec<u8>, Vec<OwnedFd>)> {
+    loop {
+        let (stream, _) = listener.accept().await?;
+        let who = stream.peer_cred()?.pid();
+        // A server that is in a container itself sees no process ids of others.
+        let another = who.zip(hand).is_some_and(|(who, hand)| who != 0 && who != hand);
+        if another {
+            continue;
+        }
+        let first = stream.async_io(Interest::READABLE, || receive(&stream)).await?;
+        return Ok((stream, first.0, first.1));
+    }
+}
+
+/// The connections that a hand carries, until nobody takes them any more.
+fn carried(proxy: UnixListener) -> mpsc::Receiver<Box<dyn Stream>> {
+    let (clients, arriving) = mpsc::channel::<Box<dyn Stream>>(CARRIED);
+    // It ends by itself, and nothing has to wait for it.
+    drop(TaskTracker::new().spawn(async move {
+        loop {
+            tokio::select! {
+                () = clients.closed() => return,
+                accepted = proxy.accept() => {
+                    let Ok((client, _)) = accepted else {
+                        // Out of descriptors, perhaps: the next moment may be better.
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                        continue;
+                    };
+                    if clients.send(Box::new(client)).await.is_err() {
+                        return;
+                    }
+                }
+            }
+        }
+    }));
+    arriving
 }
 
 /// The first message, with the descriptors that come with it. What follows is frames, which the hand sends only when asked.

@@ -46,9 +46,23 @@ pub(crate) fn limit_resources(limits: &Limits, degraded: bool) -> io::Result<()>
 }
 
 fn lower(resource: Resource, wanted: u64) -> io::Result<u64> {
-    let hard = getrlimit(resource).maximum.map_or(wanted, |hard| hard.min(wanted));
-    setrlimit(resource, Rlimit { current: Some(hard), maximum: Some(hard) })?;
+    let now = getrlimit(resource);
+    let hard = now.maximum.map_or(wanted, |hard| hard.min(wanted));
+    let lowered = Rlimit { current: Some(hard), maximum: Some(hard) };
+    // Not every kernel lets the limits be set that it has set itself.
+    if now != lowered {
+        setrlimit(resource, lowered)?;
+    }
     Ok(hard)
+}
+
+/// Refuses to go on with any capability but the kept ones: for kernels that have no way to give them up.
+pub(crate) fn hold_only_kept() -> io::Result<()> {
+    let held = rustix::thread::capabilities(None)?;
+    if KEPT.contains(held.permitted) {
+        return Ok(());
+    }
+    Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("{:?} are held", held.permitted)))
 }
 
 /// Gives up every capability but the kept ones, for good.

@@ -74,7 +74,10 @@ pub async fn check_runs(sandbox: &dyn Sandbox) -> Result<(), SandboxError> {
     if said.trim() == "done" {
         return Ok(());
     }
-    Err(SandboxError::unavailable("commands do not run on this host", "install bash"))
+    Err(SandboxError::unavailable(
+        format!("commands do not run in a sandbox: {:.300}", said.trim()),
+        "it needs /bin/bash and a kernel that lets programs run",
+    ))
 }
 
 async fn run(sandbox: &dyn Sandbox, script: &str) -> Result<ToolResult, SandboxError> {

@@ -10,8 +10,8 @@ use std::{
 };
 use tokio_util::sync::CancellationToken;
 use vaquero_sandbox::{
-    ComputeProvider, Fence, LimitsMode, LocalConfig, LocalProvider, Meter, Outbound, Reach,
-    SandboxKey, SandboxSpec, Sockets, Traffic, Trust, Uplink, measure_bare,
+    Arrivals, ComputeProvider, Fence, LimitsMode, LocalConfig, LocalProvider, Meter, Outbound,
+    Reach, SandboxKey, SandboxSpec, Traffic, Trust, Uplink, measure_bare,
 };
 
 /// Longer than it takes to make a spare.
@@ -61,7 +61,7 @@ impl Uplink for Nowhere {
         _key: &SandboxKey,
         _outbound: &Outbound,
         _kept: Option<&str>,
-        _sockets: Sockets,
+        _arrivals: Arrivals,
         _over: CancellationToken,
     ) -> std::io::Result<Arc<dyn Meter>> {
         Ok(Arc::new(Traffic::default()))
