@@ -11,8 +11,8 @@ use std::{
     time::Duration,
 };
 
-/// What the tests' image is called.
-const IMAGE: &str = "vaquero-test:latest";
+/// What the tests' images are called; each has its tag in `/etc/image-mark`.
+const IMAGE: &str = "vaquero-test";
 /// What it has beside the least that Debian has.
 const INCLUDED: [&str; 2] = ["perl-base", "ca-certificates"];
 /// How often the engine is asked whether it has started, and how long between.
@@ -53,7 +53,8 @@ impl Docker {
         if let Err(why) = docker.wait() {
             return Ok(Err(format!("it does not start here: {why:#}")));
         }
-        docker.make_image()?;
+        docker.make_image("latest")?;
+        docker.make_image("marked")?;
         Ok(Ok(docker))
     }
 
@@ -111,11 +112,11 @@ impl Docker {
         }
     }
 
-    /// Makes the tests' image: the packages that every Debian has, as they are on this machine.
-    fn make_image(&self) -> anyhow::Result<()> {
+    /// Makes one of the tests' images: the packages that every Debian has, as they are on this machine.
+    fn make_image(&self, tag: &str) -> anyhow::Result<()> {
         let list = self.place.join("files");
         fs::write(&list, files()?)?;
-        let links = self.place.join("links");
+        let links = self.place.join(tag);
         fs::create_dir(&links)?;
         for name in MERGED {
             std::os::unix::fs::symlink(format!("usr/{name}"), links.join(name))?;
@@ -126,22 +127,22 @@ impl Docker {
         {
             fs::write(links.join("etc").join(name), text)?;
         }
+        fs::write(links.join("etc/image-mark"), format!("{tag}\n"))?;
         let archive = self.place.join("image.tar");
         let mut tar = Command::new("tar");
         tar.args(["--create", "--no-recursion", "--ignore-failed-read", "--directory"]);
         tar.arg(&links)
             .args(MERGED)
-            .args(["etc/passwd", "etc/group"])
+            .args(["etc/passwd", "etc/group", "etc/image-mark"])
             .args(["--directory", "/", "--files-from"])
             .arg(&list);
         tar.arg("--file").arg(&archive);
         succeed(&mut tar, "tar")?;
-        let (name, tag) = IMAGE.split_once(':').context("it has a tag")?;
         let mut import = Command::new("curl");
         import.args(["--silent", "--show-error", "--fail-with-body", "--unix-socket"]);
         import.arg(self.place.join("docker.sock")).args(["--request", "POST"]);
         import.args(["--header", "Content-Type: application/x-tar", "--upload-file"]).arg(&archive);
-        import.arg(format!("http://docker/images/create?fromSrc=-&repo={name}&tag={tag}"));
+        import.arg(format!("http://docker/images/create?fromSrc=-&repo={IMAGE}&tag={tag}"));
         succeed(&mut import, "the import of the tests' image")?;
         fs::remove_file(archive)?;
         Ok(())

@@ -70,11 +70,13 @@ pub fn main(args: HandArgs) -> i32 {
     });
     loop {
         match next_connection(&control) {
-            Ok(Some(connection)) => {
+            Ok(Some((connection, beside))) => {
                 let hand = Arc::clone(&hand);
-                let spawned = std::thread::Builder::new()
-                    .name("connection".to_owned())
-                    .spawn(move || hand.serve(connection));
+                let spawned =
+                    std::thread::Builder::new().name("connection".to_owned()).spawn(move || {
+                        hand.serve(connection);
+                        drop(beside);
+                    });
                 drop(spawned);
             }
             Ok(None) => return 0,
@@ -88,8 +90,8 @@ pub fn main(args: HandArgs) -> i32 {
     }
 }
 
-/// The connection the next control message brings; none at its end.
-fn next_connection(control: &OwnedFd) -> Result<Option<UnixStream>, Errno> {
+/// The connection the next control message brings, the last of its descriptors, and the others, which stay open as long as it does; none at its end.
+fn next_connection(control: &OwnedFd) -> Result<Option<(UnixStream, Vec<OwnedFd>)>, Errno> {
     loop {
         let mut byte = [0; 64];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
@@ -107,7 +109,7 @@ fn next_connection(control: &OwnedFd) -> Result<Option<UnixStream>, Errno> {
             }
         }
         if let Some(descriptor) = descriptors.pop() {
-            return Ok(Some(UnixStream::from(descriptor)));
+            return Ok(Some((UnixStream::from(descriptor), descriptors)));
         }
         if received.bytes == 0 {
             return Ok(None);

@@ -4,6 +4,8 @@
 mod answer;
 #[cfg(feature = "attacks")]
 pub mod attacks;
+#[cfg(feature = "attacks")]
+pub mod conformance;
 mod connection;
 pub mod container;
 mod content;

@@ -1,15 +1,16 @@
 //! A hand as the first process of a container that somebody else has made: it opens the way out, puts up the same walls as the local launcher's child, dials its server, and only
 //! then serves. It dials again when the server is gone, and ends when none answers for long.
 
-use std::io::{self, Write};
+use std::fs::File;
+use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::fd::{AsFd, IntoRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use rustix::pipe::{PipeFlags, pipe_with};
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 use vaquero_hand::HandArgs;
@@ -108,10 +109,8 @@ fn keep_dialling(dial: &PathBuf, sockets: &[OwnedFd], to_hand: &OwnedFd, linger:
     let mut alone = Instant::now();
     while alone.elapsed() < linger {
         if let Ok(stream) = UnixStream::connect(dial)
-            && introduce(&stream, sockets, to_hand).is_ok()
+            && introduce(stream, sockets, to_hand).is_ok()
         {
-            // A hand reads what it is told; here only the end is waited for.
-            poll(&mut [PollFd::new(&stream, PollFlags::RDHUP)], None).ok();
             alone = Instant::now();
         }
         std::thread::sleep(PAUSE);
@@ -143,9 +142,13 @@ fn forward(proxy: TcpListener, to: &Path) -> io::Result<()> {
     })
 }
 
-/// Hands the sockets to the server, and the stream to the hand.
-fn introduce(stream: &UnixStream, sockets: &[OwnedFd], to_hand: &OwnedFd) -> io::Result<()> {
+/// Hands the sockets to the server and the stream to the hand, and waits until the hand has done with it.
+fn introduce(stream: UnixStream, sockets: &[OwnedFd], to_hand: &OwnedFd) -> io::Result<()> {
     let sockets: Vec<_> = sockets.iter().map(AsFd::as_fd).collect();
-    wire::send_bytes(stream, &[READY], &sockets)?;
-    wire::send_bytes(to_hand, b"c", &[stream.as_fd()])
+    wire::send_bytes(&stream, &[READY], &sockets)?;
+    // The hand keeps the other end for as long as the stream; not every kernel says when a stream has ended to one who does not read it.
+    let (over, kept) = pipe_with(PipeFlags::CLOEXEC)?;
+    wire::send_bytes(to_hand, b"c", &[kept.as_fd(), stream.as_fd()])?;
+    drop((kept, stream));
+    File::from(over).read(&mut [0]).map(drop)
 }
