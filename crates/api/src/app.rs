@@ -55,13 +55,42 @@ pub struct Settings {
     pub sandboxes: Sandboxes,
 }
 
-/// What sessions can ask of the sandboxes here. What cannot be kept is refused when a session is made.
-#[derive(Clone, Copy, Debug)]
-pub struct Sandboxes {
-    /// Something stands between them and the host.
+/// What sessions can ask of the sandboxes here, by provider, the default first. What cannot be kept is refused when a session is made.
+#[derive(Clone, Debug)]
+pub struct Sandboxes(pub Vec<Provider>);
+
+/// What a provider of sandboxes can do.
+#[derive(Clone, Debug)]
+pub struct Provider {
+    /// As environments name it.
+    pub name: String,
+    /// Something stands between its sandboxes and the host.
     pub isolated: bool,
     /// Without that, packages may be installed on the host.
     pub host_packages_ok: bool,
+    /// It makes them of images.
+    pub images: bool,
+}
+
+impl Sandboxes {
+    /// Of the local provider alone.
+    pub fn local() -> Self {
+        let name = "local".to_owned();
+        Self(vec![Provider { name, isolated: true, host_packages_ok: false, images: false }])
+    }
+
+    /// The one an environment wants; else the names of those that are here.
+    pub(crate) fn of(&self, wanted: Option<&str>) -> Result<&Provider, String> {
+        let mut all = self.0.iter();
+        let found = match wanted {
+            Some(name) => all.find(|provider| provider.name == name),
+            None => all.next(),
+        };
+        found.ok_or_else(|| {
+            let names: Vec<&str> = self.0.iter().map(|provider| provider.name.as_str()).collect();
+            names.join(", ")
+        })
+    }
 }
 
 impl Default for Settings {
@@ -72,7 +101,7 @@ impl Default for Settings {
             keep_alive: Duration::from_secs(10),
             rates: Rates::default(),
             work_lease: Duration::from_secs(60),
-            sandboxes: Sandboxes { isolated: true, host_packages_ok: false },
+            sandboxes: Sandboxes::local(),
         }
     }
 }

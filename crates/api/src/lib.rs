@@ -29,7 +29,7 @@ mod threads;
 mod vaults;
 mod work;
 
-pub use app::{App, Parts, Sandboxes, Settings};
+pub use app::{App, Parts, Provider, Sandboxes, Settings};
 pub use edge::unreadable;
 pub use models::ModelList;
 pub use rates::Rates;

@@ -6,14 +6,16 @@ use std::time::Duration;
 /// How the provider is set up.
 #[derive(Clone, Debug)]
 pub struct DockerConfig {
-    /// The server's data directory. The provider uses `docker/` in it, which the engine must see under the same path.
+    /// The server's data directory. The provider uses `docker/` in it, or `gvisor/`, which the engine must see under the same path.
     pub data_dir: PathBuf,
     /// Where the engine listens: `unix://` and a path.
     pub host: String,
     /// The image of sandboxes whose environment names none.
     pub image: String,
-    /// The engine's runtime: `runsc` for gVisor; its default if none is named.
+    /// The engine's runtime; its default if none is named.
     pub runtime: Option<String>,
+    /// The runtime gives each container a kernel of its own, as gVisor's does.
+    pub own_kernel: bool,
     /// Whether limits may be weaker than cgroups make them.
     pub degraded: bool,
     /// After how long without a call a sandbox is stopped; its files stay.
@@ -34,6 +36,7 @@ impl DockerConfig {
             host: "unix:///var/run/docker.sock".to_owned(),
             image: image.into(),
             runtime: None,
+            own_kernel: false,
             degraded: false,
             idle_stop: Duration::from_mins(15),
             linger: Duration::from_mins(10),

@@ -66,7 +66,7 @@ impl Docker {
         let capabilities = capabilities(&info, &config)?;
         config.data_dir = std::path::absolute(&config.data_dir)
             .map_err(|e| SandboxError::io("cannot find the data directory", e))?;
-        let dir = config.data_dir.join("docker");
+        let dir = config.data_dir.join(capabilities.name);
         make_private(&dir)?;
         let text = fs::canonicalize(&dir)
             .map_err(|e| SandboxError::io("cannot find the data directory", e))?;
@@ -329,7 +329,7 @@ fn capabilities(info: &SystemInfo, config: &DockerConfig) -> Result<Capabilities
         Some(SystemInfoCgroupVersionEnum::_2) => LimitsBy::V2,
         _ => LimitsBy::V1,
     };
-    let kernel = runtime.is_some_and(|name| name.contains("runsc") || name.contains("gvisor"));
+    let kernel = config.own_kernel;
     Ok(Capabilities {
         name: if kernel { "gvisor" } else { "docker" },
         isolation: if kernel { Isolation::Kernel } else { Isolation::Namespaces },

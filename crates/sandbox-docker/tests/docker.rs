@@ -26,7 +26,7 @@ fn config(dir: &Path) -> Option<DockerConfig> {
 fn gvisor(dir: &Path) -> Option<DockerConfig> {
     let runtime = std::env::var("VAQUERO_TEST_DOCKER_RUNTIME").ok();
     let config = config(dir)?;
-    Some(DockerConfig { runtime: Some(runtime?), ..config })
+    Some(DockerConfig { runtime: Some(runtime?), own_kernel: true, ..config })
 }
 
 async fn demand(name: &str, config: DockerConfig) {

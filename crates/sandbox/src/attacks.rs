@@ -139,6 +139,7 @@ impl Arena<'_> {
             provision: None,
             restored: false,
             image: None,
+            provider: None,
         }
     }
 

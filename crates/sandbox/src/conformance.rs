@@ -134,6 +134,7 @@ fn spec() -> SandboxSpec {
         provision: None,
         restored: false,
         image: None,
+        provider: None,
     }
 }
 

@@ -17,6 +17,7 @@ mod hand;
 mod launcher;
 mod local;
 mod provider;
+mod providers;
 mod provision;
 mod remove;
 mod report;
@@ -32,6 +33,7 @@ pub use hand::{contained_command_line, hand_main};
 pub use launcher::launcher_main;
 pub use local::{LimitsMode, Local, LocalConfig, LocalProvider, UnsafeHost};
 pub use provider::{Habits, Provider, Walls, check_runs};
+pub use providers::Providers;
 pub use remove::remove_tree;
 pub use report::{Report, Wall, WallState};
 pub use seam::{

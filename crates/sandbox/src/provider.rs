@@ -129,6 +129,7 @@ impl<E: Engine> Provider<E> {
             provision: None,
             restored: false,
             image: None,
+            provider: None,
         };
         let proved = match self.ensure(&key, &spec).await {
             Ok(sandbox) => self.inner.engine.prove(sandbox.as_ref()).await,
@@ -195,6 +196,7 @@ impl<E: Engine> Inner<E> {
         let connection = Arc::new(Connection::open(read, write, &self.shared));
         let way_out = self.way_out(key, spec, kept.as_deref(), arrivals)?;
         let sandbox = Arc::new(HandSandbox {
+            provider: self.engine.capabilities().name,
             generation: spec.generation,
             room: Room::of(&spec.limits),
             connection,

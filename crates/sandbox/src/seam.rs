@@ -112,6 +112,8 @@ pub struct SandboxSpec {
     pub restored: bool,
     /// The image its root file system comes from, where the provider makes sandboxes of images; its default if none is named.
     pub image: Option<String>,
+    /// Which provider is to make it, where there are several; their default if none is named.
+    pub provider: Option<String>,
 }
 
 /// What is installed in a sandbox before anything runs in it. Made once for all sandboxes that ask for the same, without any secret, reaching what they reach.
@@ -325,6 +327,11 @@ pub trait ComputeProvider: Send + Sync {
     /// What this provider can do here.
     fn capabilities(&self) -> Capabilities;
 
+    /// What it can do for a sandbox like this.
+    fn capabilities_for(&self, _spec: &SandboxSpec) -> Result<Capabilities, SandboxError> {
+        Ok(self.capabilities())
+    }
+
     /// Refuses what its sandboxes can never do, so that a session that wants it never begins.
     fn check(&self, spec: &SandboxSpec) -> Result<(), SandboxError>;
 
@@ -369,6 +376,9 @@ pub trait ComputeProvider: Send + Sync {
 /// One live sandbox. Every call is refused with [`SandboxError::StaleFence`] if a newer epoch has spoken.
 #[async_trait]
 pub trait Sandbox: Send + Sync {
+    /// Whose sandbox it is, as the operator writes it.
+    fn provider(&self) -> &'static str;
+
     /// The generation this sandbox was made for.
     fn generation(&self) -> u64;
 

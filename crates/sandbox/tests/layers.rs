@@ -46,6 +46,7 @@ fn spec(setup: &[&str]) -> SandboxSpec {
         provision: Some(Arc::new(provision)),
         restored: false,
         image: None,
+        provider: None,
     }
 }
 

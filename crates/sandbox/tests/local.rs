@@ -45,6 +45,7 @@ fn spec(generation: u64) -> SandboxSpec {
         provision: None,
         restored: false,
         image: None,
+        provider: None,
     }
 }
 

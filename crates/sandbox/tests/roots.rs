@@ -38,6 +38,7 @@ fn spec(provision: Option<Provision>) -> SandboxSpec {
         provision: provision.map(Arc::new),
         restored: false,
         image: None,
+        provider: None,
     }
 }
 

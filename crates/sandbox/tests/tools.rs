@@ -41,6 +41,7 @@ impl Bench {
             provision: None,
             restored: false,
             image: None,
+            provider: None,
         };
         let sandbox = provider.ensure(&SandboxKey::default_of("sesn_tools"), &spec).await.unwrap();
         Self { sandbox, provider, calls: AtomicU32::new(0), dir }

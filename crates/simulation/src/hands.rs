@@ -162,6 +162,10 @@ impl Sandbox for Held {
         Traffic::default()
     }
 
+    fn provider(&self) -> &'static str {
+        "simulated"
+    }
+
     fn generation(&self) -> u64 {
         self.sandbox.generation
     }

@@ -13,6 +13,9 @@ use std::collections::BTreeMap;
 const SETUP_MAX: usize = 50;
 /// Most characters of one.
 const COMMAND_MAX: usize = 16_384;
+/// Most characters of a provider's name, and of an image's.
+const PROVIDER_MAX: usize = 64;
+const IMAGE_MAX: usize = 512;
 /// Most variables, and most bytes of their names and values.
 const ENV_MAX: usize = 200;
 const ENV_BYTES_MAX: usize = 16_384;
@@ -86,6 +89,12 @@ pub struct Cloud {
     /// Variables of every process. Not for secrets. An extension.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
+    /// Which of the server's sandbox providers makes them; its default if none is named. An extension.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub provider: Option<String>,
+    /// The image they are made of, where the provider makes them of images; its default if none is named. An extension.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
 }
 
 /// What a sandbox may reach.
@@ -112,6 +121,8 @@ impl Default for Config {
             packages: Packages::default(),
             setup: Vec::new(),
             env: BTreeMap::new(),
+            provider: None,
+            image: None,
         }))
     }
 }
@@ -216,6 +227,8 @@ fn decode_config(mut fields: Fields, stored: Option<&Config>) -> Result<Config, 
             }
             cloud.setup = fields.list("setup", SETUP_MAX, command)?.unwrap_or(cloud.setup);
             cloud.env = decode_env(&mut fields)?.unwrap_or(cloud.env);
+            cloud.provider = word(&mut fields, "provider", PROVIDER_MAX, cloud.provider)?;
+            cloud.image = word(&mut fields, "image", IMAGE_MAX, cloud.image)?;
             if let Networking::Limited { allow_package_managers: false, .. } = &cloud.networking
                 && !cloud.packages.is_empty()
             {
@@ -227,6 +240,28 @@ fn decode_config(mut fields: Fields, stored: Option<&Config>) -> Result<Config, 
             Ok(Config::Cloud(cloud))
         }
         _ => Err(fields.unknown_tag(&kind, &["cloud", "self_hosted"])),
+    }
+}
+
+/// A name without spaces; null takes it away.
+fn word(
+    fields: &mut Fields,
+    name: &'static str,
+    most: usize,
+    stored: Option<String>,
+) -> Result<Option<String>, Invalid> {
+    match fields.patch(name) {
+        Patch::Absent => Ok(stored),
+        Patch::Null => Ok(None),
+        Patch::Set(value) => {
+            let at = fields.at(name);
+            let word = crate::fields::string(value, &at)?;
+            crate::fields::length(&word, &at, 1, most)?;
+            if !word.chars().all(|c| c.is_ascii_graphic()) {
+                return Err(Invalid::new(at, "must be letters, digits and signs without spaces"));
+            }
+            Ok(Some(word))
+        }
     }
 }
 

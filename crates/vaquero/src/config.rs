@@ -67,10 +67,22 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "FILE")]
     #[serde(skip)]
     pub(crate) config: Option<PathBuf>,
-    /// Where sandboxes come from: `local`, or `unsafe-host` for no isolation at all.
-    #[arg(long, value_name = "PROVIDER")]
+    /// Where sandboxes come from: `local`, `docker`, `gvisor` (with Docker), or `unsafe-host` for no isolation at all; with commas between several, of which the first is the default and environments may name the others.
+    #[arg(long, value_name = "PROVIDER,…")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) sandbox: Option<String>,
+    /// Where the Docker engine listens [default: `DOCKER_HOST`, else unix:///var/run/docker.sock].
+    #[arg(long, value_name = "URL")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) docker_host: Option<String>,
+    /// The image of containers whose environment names none [default: debian:stable].
+    #[arg(long, value_name = "IMAGE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) docker_image: Option<String>,
+    /// The engine's runtime that `gvisor` uses [default: runsc].
+    #[arg(long, value_name = "NAME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) gvisor_runtime: Option<String>,
     /// `enforced` (by cgroups, or refuse to start) or `degraded` (weaker where there are none).
     #[arg(long, value_name = "MODE")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -210,13 +222,41 @@ pub(crate) struct ServeArgs {
 }
 
 /// Which provider makes sandboxes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum SandboxChoice {
     /// The local Linux provider.
     Local,
+    /// Containers of a Docker engine.
+    Docker,
+    /// The same, each with a kernel of its own.
+    Gvisor,
     /// No isolation.
     UnsafeHost,
+}
+
+impl SandboxChoice {
+    const ALL: [Self; 4] = [Self::Local, Self::Docker, Self::Gvisor, Self::UnsafeHost];
+
+    /// As operators and environments write it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Local => "local",
+            Self::Docker => "docker",
+            Self::Gvisor => "gvisor",
+            Self::UnsafeHost => "unsafe-host",
+        }
+    }
+}
+
+/// Those that a list names; else the word that names none.
+fn choices(list: &str) -> Result<Vec<SandboxChoice>, &str> {
+    let mut chosen = Vec::new();
+    for word in list.split(',').map(str::trim) {
+        let choice = SandboxChoice::ALL.into_iter().find(|choice| choice.name() == word);
+        let choice = choice.filter(|choice| !chosen.contains(choice)).ok_or(word)?;
+        chosen.push(choice);
+    }
+    Ok(chosen)
 }
 
 /// How firmly limits must hold.
@@ -262,7 +302,10 @@ pub(crate) struct Config {
     pub(crate) vault_key: Option<String>,
     pub(crate) anthropic_api_key: Option<String>,
     pub(crate) anthropic_base_url: String,
-    pub(crate) sandbox: SandboxChoice,
+    pub(crate) sandbox: String,
+    pub(crate) docker_host: Option<String>,
+    pub(crate) docker_image: String,
+    pub(crate) gvisor_runtime: String,
     pub(crate) sandbox_limits: LimitsChoice,
     pub(crate) sandbox_idle_seconds: u64,
     pub(crate) sandbox_memory_mb: u64,
@@ -323,7 +366,10 @@ impl Default for Config {
             vault_key: None,
             anthropic_api_key: None,
             anthropic_base_url: "https://api.anthropic.com".to_owned(),
-            sandbox: SandboxChoice::Local,
+            sandbox: SandboxChoice::Local.name().to_owned(),
+            docker_host: None,
+            docker_image: "debian:stable".to_owned(),
+            gvisor_runtime: "runsc".to_owned(),
             sandbox_limits: LimitsChoice::Enforced,
             sandbox_idle_seconds: 900,
             sandbox_memory_mb: sandbox.memory_bytes >> 20,
@@ -432,6 +478,13 @@ impl Config {
             ("lease_seconds", self.lease_seconds),
             ("work_lease_seconds", self.work_lease_seconds),
         ];
+        if let Err(wrong) = choices(&self.sandbox) {
+            let names = SandboxChoice::ALL.map(SandboxChoice::name).join("`, `");
+            bail!(
+                "sandbox: `{wrong}` is no provider, or named twice; use `{names}`, with commas between several — from {}",
+                source("sandbox")
+            );
+        }
         if self.sandbox_memory_mb < 64 {
             bail!("sandbox_memory_mb: must be at least 64 — from {}", source("sandbox_memory_mb"));
         }
@@ -457,6 +510,11 @@ impl Config {
                 std::env::var("ANTHROPIC_API_KEY").ok().filter(|key| !key.is_empty());
         }
         Ok(self)
+    }
+
+    /// The providers of sandboxes, the default first.
+    pub(crate) fn sandboxes(&self) -> Vec<SandboxChoice> {
+        choices(&self.sandbox).unwrap_or_default()
     }
 
     /// The limits of a sandbox.

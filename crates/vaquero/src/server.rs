@@ -19,10 +19,12 @@ use std::{
 };
 use tokio::{net::TcpListener, sync::mpsc::unbounded_channel, task::JoinSet};
 use tokio_util::sync::CancellationToken;
-use vaquero_api::{App, ModelList, Parts, Rates, Sandboxes, Settings, keys};
+use vaquero_api::{App, ModelList, Parts, Provider, Rates, Sandboxes, Settings, keys};
 use vaquero_blob::Blobs;
 use vaquero_model::{Anthropic, AnthropicConfig, ModelProvider, Unconfigured};
-use vaquero_sandbox::{ComputeProvider, LimitsMode, LocalConfig, LocalProvider, UnsafeHost};
+use vaquero_sandbox::{
+    ComputeProvider, LimitsMode, LocalConfig, LocalProvider, Providers, UnsafeHost, Uplink,
+};
 use vaquero_store::SharedStore;
 use vaquero_types::{Clock, RandomIds, WorkspaceId};
 use vaquero_worker::{Checkpoints, Worker, World};
@@ -82,6 +84,24 @@ pub(crate) async fn compute(
     config: &Config,
     egress: Egress,
 ) -> anyhow::Result<Arc<dyn ComputeProvider>> {
+    let egress: Arc<dyn Uplink> = Arc::new(egress);
+    let mut providers = Vec::new();
+    for choice in config.sandboxes() {
+        let provider = provider(config, choice, Arc::clone(&egress)).await;
+        providers.push(provider.with_context(|| format!("--sandbox {}", choice.name()))?);
+    }
+    let default = providers.remove(0);
+    if providers.is_empty() {
+        return Ok(default);
+    }
+    Ok(Arc::new(Providers::new(default, providers)))
+}
+
+async fn provider(
+    config: &Config,
+    choice: SandboxChoice,
+    egress: Arc<dyn Uplink>,
+) -> anyhow::Result<Arc<dyn ComputeProvider>> {
     let mut local = LocalConfig::new(&config.data_dir);
     local.idle_stop = Duration::from_secs(config.sandbox_idle_seconds);
     local.spares = config.sandbox_spares;
@@ -90,17 +110,60 @@ pub(crate) async fn compute(
         LimitsChoice::Enforced => LimitsMode::Enforced,
         LimitsChoice::Degraded => LimitsMode::Degraded,
     };
-    match config.sandbox {
-        SandboxChoice::Local => {
-            Ok(Arc::new(LocalProvider::start(local, Some(Arc::new(egress))).await?))
-        }
+    match choice {
+        SandboxChoice::Local => Ok(Arc::new(LocalProvider::start(local, Some(egress)).await?)),
+        SandboxChoice::Docker => docker(config, None, egress).await,
+        SandboxChoice::Gvisor => docker(config, Some(config.gvisor_runtime.clone()), egress).await,
         SandboxChoice::UnsafeHost => {
             tracing::warn!(
                 "--sandbox=unsafe-host: THE MODEL'S COMMANDS RUN ON THIS HOST WITH THE SERVER'S RIGHTS. Nothing isolates them."
             );
+            if config.sandboxes().len() > 1 {
+                // It has the same files as the local provider, and another way to treat them.
+                local.data_dir = config.data_dir.join("unsafe-host");
+            }
             Ok(Arc::new(UnsafeHost::start(local, config.host_packages_ok).await?))
         }
     }
+}
+
+#[cfg(feature = "docker")]
+async fn docker(
+    config: &Config,
+    runtime: Option<String>,
+    egress: Arc<dyn Uplink>,
+) -> anyhow::Result<Arc<dyn ComputeProvider>> {
+    let mut docker = vaquero_sandbox_docker::DockerConfig::new(&config.data_dir, &config.docker_image);
+    let host = std::env::var("DOCKER_HOST").ok().filter(|host| !host.is_empty());
+    docker.host = config.docker_host.clone().or(host).unwrap_or(docker.host);
+    docker.own_kernel = runtime.is_some();
+    docker.runtime = runtime;
+    docker.degraded = config.sandbox_limits == LimitsChoice::Degraded;
+    docker.idle_stop = Duration::from_secs(config.sandbox_idle_seconds);
+    Ok(Arc::new(vaquero_sandbox_docker::start(docker, Some(egress)).await?))
+}
+
+#[cfg(not(feature = "docker"))]
+#[expect(clippy::unused_async, reason = "the other one waits")]
+async fn docker(
+    _config: &Config,
+    _runtime: Option<String>,
+    _egress: Arc<dyn Uplink>,
+) -> anyhow::Result<Arc<dyn ComputeProvider>> {
+    anyhow::bail!(
+        "this program was built without Docker: build it with `cargo build --release --features docker`"
+    )
+}
+
+/// What sessions can ask of them, the default first.
+fn offers(config: &Config) -> Sandboxes {
+    let offer = |choice: SandboxChoice| Provider {
+        name: choice.name().to_owned(),
+        isolated: choice != SandboxChoice::UnsafeHost,
+        host_packages_ok: config.host_packages_ok,
+        images: matches!(choice, SandboxChoice::Docker | SandboxChoice::Gvisor),
+    };
+    Sandboxes(config.sandboxes().into_iter().map(offer).collect())
 }
 
 /// Where workspaces are kept for when their machine is gone.
@@ -154,10 +217,7 @@ impl Server {
             metrics: Arc::new(move || render.render()),
             drain: drain.clone(),
             settings: Settings {
-                sandboxes: Sandboxes {
-                    isolated: config.sandbox == SandboxChoice::Local,
-                    host_packages_ok: config.host_packages_ok,
-                },
+                sandboxes: offers(config),
                 work_lease: Duration::from_secs(config.work_lease_seconds),
                 rates: Rates::preset(&config.rate_limits).unwrap_or_default(),
                 ..Settings::default()

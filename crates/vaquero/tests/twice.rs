@@ -244,6 +244,10 @@ impl Sandbox for Doubled<Arc<dyn Sandbox>> {
         self.0.traffic()
     }
 
+    fn provider(&self) -> &'static str {
+        self.0.provider()
+    }
+
     fn generation(&self) -> u64 {
         self.0.generation()
     }

@@ -165,6 +165,7 @@ impl Hands {
             provision: None,
             restored: false,
             image: None,
+            provider: None,
         }
     }
 

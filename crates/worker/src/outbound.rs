@@ -38,6 +38,8 @@ impl Origin {
         let config = self.config(world).await?;
         if let Some(Config::Cloud(cloud)) = &config {
             spec.env.extend(cloud.env.clone());
+            spec.provider.clone_from(&cloud.provider);
+            spec.image.clone_from(&cloud.image);
             if !cloud.packages.is_empty() || !cloud.setup.is_empty() {
                 spec.provision = Some(Arc::new(Provision {
                     workspace: self.workspace.clone(),
@@ -47,7 +49,7 @@ impl Origin {
                 }));
             }
         }
-        if world.compute.capabilities().networking == Networks::None {
+        if world.compute.capabilities_for(spec)?.networking == Networks::None {
             return Ok(());
         }
         let mut reach = self.reach(world, config).await;

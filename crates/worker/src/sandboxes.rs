@@ -100,7 +100,7 @@ impl Sandboxes {
             kind: SandboxKind::Sandbox,
             session_id: session,
             name: key.name.clone(),
-            provider: self.world.compute.capabilities().name.to_owned(),
+            provider: sandbox.provider().to_owned(),
             server: self.server.clone(),
             state: SandboxState::Running,
             generation,

@@ -99,7 +99,7 @@ async fn decide(app: App, posted: Arc<Posted>, _ids: PathIds) -> Result<Outcome>
     )?;
     let id = draft.environment.as_str();
     let (document, environment) = environments::find(app, workspace, id).await?;
-    let sandboxes = app.parts.settings.sandboxes;
+    let sandboxes = &app.parts.settings.sandboxes;
     check_environment(&environment, sandboxes, !draft.vaults.is_empty())?;
     writes.push(Write::CheckDocument {
         workspace: workspace.clone(),
@@ -143,7 +143,7 @@ async fn decide(app: App, posted: Arc<Posted>, _ids: PathIds) -> Result<Outcome>
 
 pub(super) fn check_environment(
     environment: &Environment,
-    sandboxes: Sandboxes,
+    sandboxes: &Sandboxes,
     has_vaults: bool,
 ) -> Result<()> {
     let refuse = |message: String| -> Result<()> { Err(ApiError::invalid(message).into()) };
@@ -154,11 +154,26 @@ pub(super) fn check_environment(
     }
     // What runs on workers is their operator's business.
     let Config::Cloud(cloud) = &environment.config else { return Ok(()) };
-    if sandboxes.isolated {
+    let provider = match sandboxes.of(cloud.provider.as_deref()) {
+        Ok(provider) => provider,
+        Err(names) => {
+            let wanted = cloud.provider.as_deref().unwrap_or("a provider");
+            return refuse(format!(
+                "environment_id: environment `{id}` wants sandboxes of `{wanted}`, and this server has {names}; name one of them in its `config.provider`, or have the server started with `--sandbox` and both"
+            ));
+        }
+    };
+    if let (Some(image), false) = (&cloud.image, provider.images) {
+        return refuse(format!(
+            "environment_id: environment `{id}` names the image `{image}`, and sandboxes of `{}` are not made of images; name a provider that does in its `config.provider`, or take `config.image` away",
+            provider.name
+        ));
+    }
+    if provider.isolated {
         return Ok(());
     }
     let installs = !cloud.packages.is_empty() || !cloud.setup.is_empty();
-    if installs && !sandboxes.host_packages_ok {
+    if installs && !provider.host_packages_ok {
         return refuse(format!(
             "environment_id: sandbox required: environment `{id}` has packages or setup commands, which would change the host this server runs on; its operator can start it with `--sandbox local`, or allow this with `host_packages_ok`"
         ));

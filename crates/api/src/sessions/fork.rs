@@ -96,7 +96,7 @@ async fn checks(
 ) -> Result<Vec<Write>> {
     let (document, environment) =
         environments::find(app, workspace, source.environment.as_str()).await?;
-    let sandboxes = app.parts.settings.sandboxes;
+    let sandboxes = &app.parts.settings.sandboxes;
     sessions::create::check_environment(&environment, sandboxes, !body.vault_ids.is_empty())?;
     let mut found = vec![(environments::KIND, document)];
     for vault in &body.vault_ids {

@@ -27,6 +27,7 @@ const CHUNK: u64 = 4 << 20;
 /// A sandbox and the connection to it.
 #[derive(Debug)]
 pub(crate) struct HandSandbox {
+    pub(crate) provider: &'static str,
     pub(crate) generation: u64,
     /// What its session's files may take.
     pub(super) room: Room,
@@ -77,6 +78,10 @@ impl HandSandbox {
 
 #[async_trait]
 impl Sandbox for HandSandbox {
+    fn provider(&self) -> &'static str {
+        self.provider
+    }
+
     fn generation(&self) -> u64 {
         self.generation
     }

@@ -244,6 +244,7 @@ async fn read_back(server: &Server, session: &str) -> anyhow::Result<String> {
         provision: None,
         restored: false,
         image: None,
+        provider: None,
     };
     let sandbox = compute.attach(&key, &spec).await?.context("the sandbox is gone")?;
     let fence = vaquero_sandbox::Fence { epoch: far, generation: 1 };

@@ -226,6 +226,7 @@ fn spec(hands: &Hands, epoch: u64) -> SandboxSpec {
         provision: None,
         restored: false,
         image: None,
+        provider: None,
     }
 }
 

@@ -84,6 +84,7 @@ async fn calls(exe: &Path, spares: u32, count: usize) -> anyhow::Result<Calls> {
         provision: None,
         restored: false,
         image: None,
+        provider: None,
     };
     let fence = Fence { epoch: 1, generation: 1 };
     let mut calls = Calls::default();

@@ -1,0 +1,205 @@
+//! Several providers as one: which of them a sandbox comes from is a word in what is asked for, and a session's files follow it from one to another.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use crate::error::SandboxError;
+use crate::seam::{
+    Capabilities, ComputeProvider, Fence, Kind, Page, Piece, Sandbox, SandboxKey, SandboxSpec,
+};
+
+/// Providers by their names; the first is for whoever names none.
+pub struct Providers {
+    all: Vec<Arc<dyn ComputeProvider>>,
+}
+
+impl Providers {
+    /// `default`, and others.
+    pub fn new(default: Arc<dyn ComputeProvider>, others: Vec<Arc<dyn ComputeProvider>>) -> Self {
+        Self { all: [vec![default], others].concat() }
+    }
+
+    fn default(&self) -> &Arc<dyn ComputeProvider> {
+        &self.all[0]
+    }
+
+    fn of(&self, spec: &SandboxSpec) -> Result<&Arc<dyn ComputeProvider>, SandboxError> {
+        let Some(name) = &spec.provider else { return Ok(self.default()) };
+        let found = self.all.iter().find(|provider| provider.capabilities().name == name);
+        found.ok_or_else(|| {
+            let names: Vec<_> =
+                self.all.iter().map(|provider| provider.capabilities().name).collect();
+            SandboxError::unavailable(
+                format!(
+                    "its environment wants sandboxes of `{name}`, and this server has {}",
+                    names.join(", ")
+                ),
+                format!(
+                    "start the server with --sandbox {},{name}, or name another in the environment",
+                    names.join(",")
+                ),
+            )
+        })
+    }
+
+    /// The provider that has a session's files, if it is not the one they should be with.
+    async fn elsewhere(
+        &self,
+        chosen: &Arc<dyn ComputeProvider>,
+        session: &str,
+    ) -> Option<&Arc<dyn ComputeProvider>> {
+        for other in self.all.iter().filter(|other| !Arc::ptr_eq(other, chosen)) {
+            if other.has_workspace(session).await {
+                return Some(other);
+            }
+        }
+        None
+    }
+}
+
+/// A sandbox of `to` with the workspace that is with `from`. What is there is the truth until it is gone from there, and nothing runs in the new sandbox before.
+async fn bring(
+    from: &Arc<dyn ComputeProvider>,
+    to: &Arc<dyn ComputeProvider>,
+    key: &SandboxKey,
+    spec: &SandboxSpec,
+) -> Result<Arc<dyn Sandbox>, SandboxError> {
+    let plain = SandboxSpec {
+        env: std::collections::BTreeMap::new(),
+        outbound: None,
+        provision: None,
+        image: None,
+        provider: None,
+        ..spec.clone()
+    };
+    let source = from.ensure(key, &plain).await?;
+    to.destroy(&key.session).await?;
+    let target = to.ensure(key, &SandboxSpec { restored: true, ..spec.clone() }).await?;
+    let fence = Fence { epoch: spec.epoch, generation: spec.generation };
+    if let Err(error) = copy(source.as_ref(), target.as_ref(), fence).await {
+        to.destroy(&key.session).await?;
+        return Err(error);
+    }
+    from.destroy(&key.session).await?;
+    let (from, to) = (from.capabilities().name, to.capabilities().name);
+    tracing::info!(%key, from, to, "a session's workspace has moved");
+    Ok(target)
+}
+
+async fn copy(from: &dyn Sandbox, to: &dyn Sandbox, fence: Fence) -> Result<(), SandboxError> {
+    let changed = || SandboxError::Refused("files change while they are moved".to_owned());
+    let pages = from.pack(fence).await?;
+    for (index, piece) in pages.iter().enumerate() {
+        let bytes = from.page(index, fence).await?;
+        if Piece::of(&bytes) != *piece {
+            return Err(changed());
+        }
+        let page: Page = serde_json::from_slice(&bytes)
+            .map_err(|error| SandboxError::Protocol(format!("a page cannot be read: {error}")))?;
+        for entry in &page.entries {
+            let Kind::Parts { parts } = &entry.kind else { continue };
+            let path = entry
+                .path_bytes()
+                .map_err(|error| SandboxError::Protocol(format!("a path is none: {error}")))?;
+            let mut offset = 0;
+            for part in parts {
+                let bytes = from.part(&path, offset, fence).await?;
+                if Piece::of(&bytes) != *part {
+                    return Err(changed());
+                }
+                to.put_part(&path, offset == 0, &bytes, fence).await?;
+                offset += part.length;
+            }
+        }
+        to.unpack(&bytes, fence).await?;
+    }
+    Ok(())
+}
+
+#[async_trait]
+impl ComputeProvider for Providers {
+    fn capabilities(&self) -> Capabilities {
+        self.default().capabilities()
+    }
+
+    fn capabilities_for(&self, spec: &SandboxSpec) -> Result<Capabilities, SandboxError> {
+        self.of(spec)?.capabilities_for(spec)
+    }
+
+    fn check(&self, spec: &SandboxSpec) -> Result<(), SandboxError> {
+        self.of(spec)?.check(spec)
+    }
+
+    fn prepare(&self, spec: &SandboxSpec) {
+        if let Ok(chosen) = self.of(spec) {
+            chosen.prepare(spec);
+        }
+    }
+
+    async fn ensure(
+        &self,
+        key: &SandboxKey,
+        spec: &SandboxSpec,
+    ) -> Result<Arc<dyn Sandbox>, SandboxError> {
+        let chosen = self.of(spec)?;
+        match self.elsewhere(chosen, &key.session).await {
+            Some(from) if !spec.restored => bring(from, chosen, key, spec).await,
+            _ => chosen.ensure(key, spec).await,
+        }
+    }
+
+    async fn attach(
+        &self,
+        key: &SandboxKey,
+        spec: &SandboxSpec,
+    ) -> Result<Option<Arc<dyn Sandbox>>, SandboxError> {
+        self.of(spec)?.attach(key, spec).await
+    }
+
+    async fn stop(&self, key: &SandboxKey) -> Result<(), SandboxError> {
+        for provider in &self.all {
+            provider.stop(key).await?;
+        }
+        Ok(())
+    }
+
+    async fn destroy(&self, session: &str) -> Result<(), SandboxError> {
+        for provider in &self.all {
+            provider.destroy(session).await?;
+        }
+        Ok(())
+    }
+
+    async fn living(&self) -> Result<Vec<(SandboxKey, u64)>, SandboxError> {
+        let mut living = Vec::new();
+        for provider in &self.all {
+            living.extend(provider.living().await?);
+        }
+        Ok(living)
+    }
+
+    async fn sessions(&self) -> Result<BTreeSet<String>, SandboxError> {
+        let mut sessions = BTreeSet::new();
+        for provider in &self.all {
+            sessions.extend(provider.sessions().await?);
+        }
+        Ok(sessions)
+    }
+
+    async fn has_workspace(&self, session: &str) -> bool {
+        for provider in &self.all {
+            if provider.has_workspace(session).await {
+                return true;
+            }
+        }
+        false
+    }
+
+    async fn shutdown(&self, linger: bool) {
+        for provider in &self.all {
+            provider.shutdown(linger).await;
+        }
+    }
+}
