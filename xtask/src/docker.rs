@@ -14,7 +14,7 @@ use std::{
 /// What the tests' images are called; each has its tag in `/etc/image-mark`.
 const IMAGE: &str = "vaquero-test";
 /// What it has beside the least that Debian has.
-const INCLUDED: [&str; 2] = ["perl-base", "ca-certificates"];
+const INCLUDED: [&str; 4] = ["perl-base", "ca-certificates", "curl", "python3-pip"];
 /// How often the engine is asked whether it has started, and how long between.
 const TRIES: u32 = 600;
 const PAUSE: Duration = Duration::from_millis(50);

@@ -361,10 +361,13 @@ fn is_reference(image: &str) -> bool {
 }
 
 pub(crate) fn failed(what: &str, error: &Error) -> SandboxError {
-    SandboxError::unavailable(
-        format!("{what}: {error}"),
-        "see that the Docker engine runs, and what it has to say",
-    )
+    let mut text = format!("{what}: {error}");
+    let mut source = std::error::Error::source(error);
+    while let Some(error) = source {
+        text = format!("{text}: {error}");
+        source = error.source();
+    }
+    SandboxError::unavailable(text, "see that the Docker engine runs, and what it has to say")
 }
 
 fn has_status(error: &Error, status: u16) -> bool {

@@ -73,6 +73,11 @@ pub struct Server {
     client: Client,
 }
 
+/// Which provider makes the sandboxes of the tests' servers, unless a test chooses another.
+pub fn sandbox() -> String {
+    std::env::var("VAQUERO_TEST_SANDBOX").unwrap_or_else(|_| "local".to_owned())
+}
+
 impl Server {
     /// A server that is not started yet, with the model that listens at `model`.
     pub fn new(exe: impl Into<PathBuf>, model: &str) -> anyhow::Result<Self> {
@@ -98,6 +103,12 @@ impl Server {
     pub fn variable(&self, name: &str) -> Option<String> {
         let found = self.variables.iter().find(|(known, _)| known == name);
         found.map(|(_, value)| value.clone())
+    }
+
+    /// Tells it which Docker engine to use, with the tests' image.
+    pub fn set_docker(&mut self, host: &str) {
+        self.set("VAQUERO_DOCKER_HOST", host);
+        self.set("VAQUERO_DOCKER_IMAGE", "vaquero-test:latest");
     }
 
     /// Gives it the embedded store, whatever the tests run on.
@@ -157,8 +168,12 @@ impl Server {
         Ok(())
     }
 
-    /// With `VAQUERO_TEST_STORE=postgres` every server of the tests gets a database of its own.
+    /// With `VAQUERO_TEST_STORE=postgres` every server of the tests gets a database of its own, with `VAQUERO_TEST_SANDBOX=docker` it makes containers.
     async fn prepare(&mut self) -> anyhow::Result<()> {
+        if sandbox() == "docker" && self.variable("VAQUERO_SANDBOX").is_none() {
+            self.set("VAQUERO_SANDBOX", "docker");
+            self.set_docker(&std::env::var("VAQUERO_TEST_DOCKER").context("VAQUERO_TEST_DOCKER")?);
+        }
         let wanted = std::env::var("VAQUERO_TEST_STORE").is_ok_and(|store| store == "postgres");
         let named = self.variables.iter().any(|(name, _)| name == "VAQUERO_DATABASE_URL");
         if wanted && !named {

@@ -61,10 +61,8 @@ pub(crate) async fn run(config: &Config, job: Job, stop: CancellationToken) -> a
     let egress = Egress::new(config, Arc::new(MemoryStore::default()), &nothing, clock)?;
     let compute = server::compute(config, egress).await?;
     let reach = job.allowed_hosts.map_or(Reach::Unrestricted, Reach::Limited);
-    let controlled = matches!(
-        compute.capabilities().networking,
-        Networking::Controlled | Networking::Proxied
-    );
+    let controlled =
+        matches!(compute.capabilities().networking, Networking::Controlled | Networking::Proxied);
     if !controlled && reach != Reach::Unrestricted {
         bail!("--allowed-hosts: sandbox required: nothing limits commands on this host itself");
     }

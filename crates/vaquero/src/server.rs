@@ -133,7 +133,8 @@ async fn docker(
     runtime: Option<String>,
     egress: Arc<dyn Uplink>,
 ) -> anyhow::Result<Arc<dyn ComputeProvider>> {
-    let mut docker = vaquero_sandbox_docker::DockerConfig::new(&config.data_dir, &config.docker_image);
+    let mut docker =
+        vaquero_sandbox_docker::DockerConfig::new(&config.data_dir, &config.docker_image);
     let host = std::env::var("DOCKER_HOST").ok().filter(|host| !host.is_empty());
     docker.host = config.docker_host.clone().or(host).unwrap_or(docker.host);
     docker.own_kernel = runtime.is_some();

@@ -171,6 +171,10 @@ async fn a_static_program_reaches_what_is_allowed() -> anyhow::Result<()> {
     let rig = rig(true).await?;
     let networking = json!({ "type": "limited", "allowed_hosts": ["allowed.test"] });
     let session = rig.session(networking).await?;
+    if !rig.sh(&session, "command -v cc").await?.contains("/cc") {
+        println!("left out: there is no C compiler in these sandboxes");
+        return Ok(());
+    }
     let made = format!(
         "echo '{}' > ask.c; cc -static -include netdb.h -include stdio.h -include unistd.h -o ask ask.c 2>&1 | grep error; ldd ask",
         STATIC.replace('\n', " ")
@@ -211,7 +215,10 @@ async fn a_client_sees_what_its_sandbox_did_and_an_operator_ends_it() -> anyhow:
     let one = &shown["data"][0];
     assert_eq!((&one["type"], &one["name"]), (&json!("sandbox"), &json!("default")));
     assert_eq!((&one["state"], &one["generation"]), (&json!("running"), &json!(1)));
-    assert_eq!((&one["provider"], &one["ended_at"]), (&json!("local"), &Value::Null));
+    assert_eq!(
+        (&one["provider"], &one["ended_at"]),
+        (&json!(vaquero_testkit::sandbox()), &Value::Null)
+    );
     assert_eq!(one["network"]["connections"], 1);
     assert!(one["network"]["received_bytes"].as_u64() > Some(5), "{one}");
     let other = client.get("/v1/sessions/sesn_none/sandbox").await;

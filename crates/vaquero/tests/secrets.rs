@@ -219,8 +219,8 @@ class Ask {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn java_trusts_what_opens_its_connections() -> anyhow::Result<()> {
     let rig = rig().await?;
-    if rig.sh("command -v javac").await?.is_empty() {
-        println!("left out: there is no JDK on this machine");
+    if !rig.sh("command -v javac").await?.contains("/javac") {
+        println!("left out: there is no JDK in these sandboxes");
         return Ok(());
     }
     let said = rig

@@ -22,7 +22,7 @@ use vaquero_blob::{BlobError, Blobs};
 use vaquero_sandbox::{Fence, Piece, Sandbox, SandboxError};
 use vaquero_store::{
     CommitError, Document, DocumentQuery, EventQuery, Expect, Order, SharedStore, StoreError,
-    WorkerName, Write, document::CHECKPOINT,
+    WorkerName, Write, document::CHECKPOINT, sandboxes,
 };
 use vaquero_types::{Clock, EventId, SessionId, Timestamp, WorkspaceId, checkpoint::Source};
 
@@ -247,12 +247,17 @@ impl Checkpoints {
         restore: Restore,
         sandbox: &dyn Sandbox,
         fence: Fence,
-    ) -> Result<String, CheckpointError> {
+    ) -> Result<Option<String>, CheckpointError> {
         let told = match &restore.kept {
             None if !restore.sources.is_empty() => {
                 let told = self.restore_fork(workspace, &restore.sources, sandbox, fence).await?;
                 self.settle(workspace, session, fence.generation).await?;
-                return Ok(told);
+                return Ok(Some(told));
+            }
+            // Its earlier sandboxes could not be made: nothing is lost with them.
+            None if sandboxes::list(self.store.as_ref(), Some(session), true).await?.is_empty() => {
+                self.settle(workspace, session, fence.generation).await?;
+                return Ok(None);
             }
             None => "There is no checkpoint of /workspace: its files are lost.".to_owned(),
             Some(kept) => {
@@ -279,9 +284,9 @@ impl Checkpoints {
             }
         };
         self.settle(workspace, session, fence.generation).await?;
-        Ok(format!(
+        Ok(Some(format!(
             "The machine that held this session's sandbox is gone. {told} Running programs and everything outside /workspace are gone."
-        ))
+        )))
     }
 
     /// Brings what a fork began with into its first sandbox.

@@ -428,7 +428,7 @@ async fn make(
     let session = SessionId::from_wire(key.session.clone());
     let fence = Fence { epoch: spec.epoch, generation: spec.generation };
     match checkpoints.restore(&origin.workspace, &session, restore, sandbox.as_ref(), fence).await {
-        Ok(notice) => Ok((sandbox, Some(notice))),
+        Ok(notice) => Ok((sandbox, notice)),
         Err(error) => {
             world.compute.destroy(&key.session).await?;
             Err(unusable("its workspace cannot be brought back", &error))
