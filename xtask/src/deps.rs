@@ -12,6 +12,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("vaquero-model", &["vaquero-types"]),
     ("vaquero-hand", &[]),
     ("vaquero-sandbox", &["vaquero-hand", "vaquero-types"]),
+    ("vaquero-sandbox-docker", &["vaquero-sandbox"]),
     ("vaquero-store-sqlite", &["vaquero-store", "vaquero-types"]),
     ("vaquero-store-postgres", &["vaquero-store", "vaquero-types"]),
     (

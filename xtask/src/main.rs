@@ -5,6 +5,7 @@ mod docker;
 mod machine;
 mod models;
 mod postgres;
+mod providers;
 mod sdk;
 mod tally;
 
@@ -25,6 +26,7 @@ const HELP: &str = "cargo xtask COMMAND
   ledger    write docs/compatibility.md and openapi/openapi.json anew
   postgres  start a throw-away PostgreSQL and say how to reach it, until it is interrupted
   docker    start a throw-away Docker engine and say how to reach it, until it is interrupted
+  providers write the table of docs/providers.md anew, from what the last test run found
   models    check the models alone
   machine   try the limits of sandboxes in an emulated machine alone
   load      measure a release build, see docs/performance.md (--quick, --help)
@@ -38,6 +40,7 @@ fn main() -> ExitCode {
         Some("ledger") => sdk::ledger(),
         Some("postgres") => throw_away(),
         Some("docker") => throw_away_docker(),
+        Some("providers") => providers::write(),
         Some("models") => {
             let mut tally = Tally::default();
             models::run(&mut tally).map(|()| tally.close())
@@ -91,8 +94,9 @@ fn cargo(arguments: &[&str]) -> Command {
 }
 
 fn build() -> anyhow::Result<()> {
-    let built =
-        cargo(&["build", "--package", "vaquero"]).status().context("cargo cannot be started")?;
+    let built = cargo(&["build", "--package", "vaquero", "--features", FEATURES])
+        .status()
+        .context("cargo cannot be started")?;
     if !built.success() {
         bail!("the server does not build");
     }
@@ -152,6 +156,12 @@ fn load() -> anyhow::Result<bool> {
     Ok(load.status()?.success())
 }
 
+/// What the server under test has beside its defaults.
+const FEATURES: &str = "docker";
+
+/// Suites that every kind of sandbox is held to.
+const SANDBOXED: [&str; 6] = ["fork", "network", "packages", "recovery", "secrets", "vaults"];
+
 /// How long each fuzzer goes on; alone, a few seconds.
 const FUZZ_SECONDS: &str = "60";
 
@@ -164,7 +174,8 @@ fn test() -> anyhow::Result<bool> {
         tally.leave_out("what installs Python packages in a sandbox: /usr/bin/pip3 is missing and cannot be installed without root".to_owned());
     }
     let postgres = Postgres::start()?;
-    let mut all = cargo(&["test", "--workspace", "--no-fail-fast"]);
+    let features = format!("vaquero/{FEATURES}");
+    let mut all = cargo(&["test", "--workspace", "--features", &features, "--no-fail-fast"]);
     if std::env::var_os("VAQUERO_TEST_FUZZ_SECONDS").is_none() {
         all.env("VAQUERO_TEST_FUZZ_SECONDS", FUZZ_SECONDS);
     }
@@ -180,16 +191,30 @@ fn test() -> anyhow::Result<bool> {
             all.env("VAQUERO_TEST_DOCKER", "none");
         }
     }
+    providers::announce(&mut all)?;
     tally.cargo_test("cargo test", all)?;
+    providers::check(&mut tally)?;
     if let Some(postgres) = &postgres {
         let packages = ["--package", "vaquero-api", "--package", "vaquero", "--tests"];
-        let mut again = cargo(&["test", "--no-fail-fast"]);
-        again.args(packages).env("VAQUERO_TEST_STORE", "postgres");
+        let mut again = cargo(&["test", "--features", &features, "--no-fail-fast"]);
+        again
+            .env("VAQUERO_TEST_DOCKER", "none")
+            .args(packages)
+            .env("VAQUERO_TEST_STORE", "postgres");
         postgres.announce(&mut again);
         tally.cargo_test("the same on PostgreSQL", again)?;
     } else {
         tally.leave_out("the suites on PostgreSQL: version 15 or newer is missing and cannot be installed without root".to_owned());
     }
+    if let Ok(docker) = &docker {
+        let mut again = cargo(&["test", "--features", &features, "--no-fail-fast"]);
+        again.args(["--package", "vaquero"]);
+        again.args(SANDBOXED.iter().flat_map(|suite| ["--test", suite]));
+        again.env("VAQUERO_TEST_SANDBOX", "docker");
+        docker.announce(&mut again);
+        tally.cargo_test("the same in containers", again)?;
+    }
+    drop(docker);
     sdk::run(&mut tally, postgres.as_ref())?;
     models::run(&mut tally)?;
     machine::run(&mut tally)?;

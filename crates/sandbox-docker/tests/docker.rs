@@ -81,9 +81,10 @@ async fn attack(config: DockerConfig, which: impl Fn(u8) -> bool) {
     let verdicts = attacks::run(&provider, which).await;
     provider.shutdown(false).await;
     assert!(verdicts.len() > 25);
-    let succeeded: Vec<String> = verdicts
-        .into_iter()
-        .filter_map(|v| Some(format!("{} {}: {}", v.number, v.name, v.outcome.err()?)))
-        .collect();
+    conformance::keep_attacks(provider.capabilities().name, &verdicts);
+    let told = |v: &attacks::Verdict| {
+        Some(format!("{} {}: {}", v.number, v.name, v.outcome.as_ref().err()?))
+    };
+    let succeeded: Vec<String> = verdicts.iter().filter_map(told).collect();
     assert!(succeeded.is_empty(), "{}", succeeded.join("\n\n"));
 }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use vaquero_sandbox::{
     ComputeProvider, LimitsBy, LimitsMode, LimitsState, LocalConfig, LocalProvider, SandboxError,
-    attacks,
+    attacks, conformance,
 };
 
 /// Where a test that was started again by another one finds its data and its launcher.
@@ -28,23 +28,24 @@ fn config(dir: &Path) -> LocalConfig {
     config
 }
 
-async fn attack(config: LocalConfig) {
+async fn attack(config: LocalConfig) -> Vec<attacks::Verdict> {
     let watcher = Arc::new(attacks::Watcher::default());
     let provider = LocalProvider::start(config, Some(watcher)).await.unwrap();
     let verdicts = attacks::run_all(&provider).await;
     provider.shutdown(false).await;
     assert!(verdicts.len() > 40);
-    let succeeded: Vec<String> = verdicts
-        .into_iter()
-        .filter_map(|v| Some(format!("{} {}: {}", v.number, v.name, v.outcome.err()?)))
-        .collect();
+    let told = |v: &attacks::Verdict| {
+        Some(format!("{} {}: {}", v.number, v.name, v.outcome.as_ref().err()?))
+    };
+    let succeeded: Vec<String> = verdicts.iter().filter_map(told).collect();
     assert!(succeeded.is_empty(), "{}", succeeded.join("\n\n"));
+    verdicts
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_attack_succeeds() {
     let dir = tempfile::tempdir().unwrap();
-    attack(config(dir.path())).await;
+    conformance::keep_attacks("local", &attack(config(dir.path())).await);
 }
 
 /// Runs an ignored test of this file in another process, in a directory anyone can read.
@@ -98,7 +99,7 @@ async fn as_an_ordinary_user() {
         // Delegated cgroups: then nothing has to degrade.
         Ok(provider) => provider.shutdown(false).await,
     }
-    attack(config(&dir)).await;
+    drop(attack(config(&dir)).await);
 }
 
 #[test]

@@ -1,5 +1,4 @@
 //! The demands on every provider, made of the local one.
-#![expect(clippy::unwrap_used, reason = "helpers of tests may fail as tests do")]
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

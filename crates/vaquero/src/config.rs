@@ -71,7 +71,7 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "PROVIDER,…")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) sandbox: Option<String>,
-    /// Where the Docker engine listens [default: `DOCKER_HOST`, else unix:///var/run/docker.sock].
+    /// Where the Docker engine listens [default: `DOCKER_HOST`, else the socket at /var/run/docker.sock].
     #[arg(long, value_name = "URL")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) docker_host: Option<String>,

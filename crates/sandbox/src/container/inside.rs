@@ -7,7 +7,7 @@ use std::net::{Ipv4Addr, TcpListener};
 use std::os::fd::{AsFd, IntoRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 use vaquero_hand::HandArgs;
 
 use crate::launcher::mounts::{Step, at};
-use crate::launcher::{lockdown, network, seccomp, sys, wire};
+use crate::launcher::{lockdown, network, now, seccomp, sys, wire};
 use crate::seam::Limits;
 
 /// The first byte a hand says: it is ready, and its sockets come along.
@@ -106,12 +106,12 @@ fn wall_in(inside: &Inside) -> Result<(OwnedFd, Vec<OwnedFd>, OwnedFd), Step> {
 }
 
 fn keep_dialling(dial: &PathBuf, sockets: &[OwnedFd], to_hand: &OwnedFd, linger: Duration) {
-    let mut alone = Instant::now();
-    while alone.elapsed() < linger {
+    let mut alone = now();
+    while now() < alone + linger {
         if let Ok(stream) = UnixStream::connect(dial)
             && introduce(stream, sockets, to_hand).is_ok()
         {
-            alone = Instant::now();
+            alone = now();
         }
         std::thread::sleep(PAUSE);
     }
