@@ -1,14 +1,13 @@
 //! What the engine is asked for: one container, with everything taken from it that its hand does not need, and that the hand itself gives up before it serves.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bollard::models::{
     ContainerCreateBody, HostConfig, HostConfigCgroupnsModeEnum, HostConfigLogConfig, Mount,
     MountType,
 };
-use vaquero_sandbox::container::{Kit, Port, WayOut, masked_paths, session_dirs, variables};
+use vaquero_sandbox::container::{self, Kit, Port, WayOut, masked_paths, variables};
 use vaquero_sandbox::{Order, SandboxKey, contained_command_line};
 
 /// Labels: whose container it is, and which one.
@@ -31,12 +30,7 @@ pub(crate) struct Parts<'a> {
     pub(crate) owner: &'a str,
     pub(crate) image: &'a str,
     pub(crate) kit: &'a Kit,
-    /// The directory of its line.
-    pub(crate) line: &'a Path,
-    /// Of its session.
-    pub(crate) files: &'a Path,
-    /// Single files that take the place of the image's.
-    pub(crate) over: Vec<(PathBuf, String)>,
+    pub(crate) mounts: Vec<container::Mount>,
     pub(crate) runtime: Option<&'a str>,
     /// It runs on a kernel of its own.
     pub(crate) own_kernel: bool,
@@ -96,7 +90,7 @@ fn host(order: &Order<'_>, parts: &Parts<'_>, building: bool) -> HostConfig {
         nano_cpus: Some(i64::from(limits.cpu_millis) * 1_000_000),
         pids_limit: Some(pids.into()),
         masked_paths: Some(masked_paths()),
-        mounts: Some(mounts(parts)),
+        mounts: Some(parts.mounts.iter().map(bind).collect()),
         tmpfs: Some(HashMap::from(tmpfs)),
         shm_size: Some(bytes((limits.tmp_bytes / 4).max(1))),
         network_mode: Some("none".to_owned()),
@@ -112,17 +106,12 @@ fn host(order: &Order<'_>, parts: &Parts<'_>, building: bool) -> HostConfig {
     }
 }
 
-fn mounts(parts: &Parts<'_>) -> Vec<Mount> {
-    let bind = |source: &Path, target: &str, read_only: bool| Mount {
+fn bind(mount: &container::Mount) -> Mount {
+    Mount {
         typ: Some(MountType::BIND),
-        source: Some(source.display().to_string()),
-        target: Some(target.to_owned()),
-        read_only: Some(read_only),
+        source: Some(mount.source.display().to_string()),
+        target: Some(mount.target.clone()),
+        read_only: Some(mount.read_only),
         ..Mount::default()
-    };
-    let mut mounts =
-        vec![bind(parts.kit.dir(), Kit::PLACE, true), bind(parts.line, Port::PLACE, true)];
-    mounts.extend(session_dirs().map(|(name, place)| bind(&parts.files.join(name), &place, false)));
-    mounts.extend(parts.over.iter().map(|(file, place)| bind(file, place, true)));
-    mounts
+    }
 }

@@ -1,8 +1,6 @@
 //! The engine of a Docker daemon: which containers there are, how each is made, found again and ended.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs;
-use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -18,13 +16,10 @@ use bollard::query_parameters::{
 };
 use bollard::{API_DEFAULT_VERSION, Docker as Client};
 use futures::StreamExt;
-use sha2::{Digest, Sha256};
-use tokio_util::task::TaskTracker;
-use vaquero_sandbox::container::{Kit, Port, WayOut, make_files, trust_files};
+use vaquero_sandbox::container::{Place, WayOut};
 use vaquero_sandbox::{
-    Capabilities, Engine, Files, Isolation, LimitsBy, LimitsState, Line, Made, Networking, Order,
-    Quota, Sandbox, SandboxError, SandboxKey, SandboxSpec, Walls, check_runs, make_private,
-    remove_tree,
+    Capabilities, Engine, Isolation, LimitsBy, LimitsState, Line, Made, Networking, Order, Quota,
+    Sandbox, SandboxError, SandboxKey, SandboxSpec, Walls, check_runs,
 };
 
 use crate::config::DockerConfig;
@@ -44,16 +39,10 @@ const PAUSE: Duration = Duration::from_millis(50);
 pub struct Docker {
     client: Client,
     config: DockerConfig,
-    /// Stands for the data directory in names and labels, so that two servers never meet.
-    owner: String,
     capabilities: Capabilities,
-    /// The host's id for a container's root, if that is another.
-    root: Option<u32>,
-    kit: Kit,
-    files: Files,
-    /// Of each container: its line, and the files that take the place of its image's.
-    lines: PathBuf,
-    names: PathBuf,
+    /// Its containers' ids are others outside.
+    remapped: bool,
+    place: Place,
     layers: Layers,
 }
 
@@ -67,47 +56,27 @@ impl Docker {
         config.data_dir = std::path::absolute(&config.data_dir)
             .map_err(|e| SandboxError::io("cannot find the data directory", e))?;
         let dir = config.data_dir.join(capabilities.name);
-        make_private(&dir)?;
-        let text = fs::canonicalize(&dir)
-            .map_err(|e| SandboxError::io("cannot find the data directory", e))?;
-        let digest = Sha256::digest(text.as_os_str().as_encoded_bytes());
-        let owner: String = format!("{digest:x}").chars().take(12).collect();
-        let files = Files::open(&dir, &TaskTracker::new())?;
-        let (exe, kits, names) =
-            (config.hand_exe.clone(), dir.join("hands"), dir.join("resolv.conf"));
-        let names_file = names.clone();
-        let made = tokio::task::spawn_blocking(move || {
-            fs::write(names_file, "nameserver 127.0.0.1\n")?;
-            Kit::build(&exe, &kits)
-        });
-        let kit = made.await.map_err(io::Error::other).and_then(|made| made);
-        let kit = kit.map_err(|e| SandboxError::io("cannot copy the hand for containers", e))?;
-        let (lines, layers) = (dir.join("lines"), Layers::new(dir.join("layers"), &owner));
         let root = remapped(&info);
-        let docker =
-            Self { client, config, owner, capabilities, root, kit, files, lines, names, layers };
+        let place = Place::open(&dir, &config.hand_exe, root).await?;
+        let layers = Layers::new(dir.join("layers"), place.owner());
+        let remapped = root.is_some();
+        let docker = Self { client, config, capabilities, remapped, place, layers };
         docker.clear().await?;
         Ok(docker)
     }
 
     /// Removes containers that have ended, and what is left of those that are gone.
     async fn clear(&self) -> Result<(), SandboxError> {
-        let mut kept = Vec::new();
+        let mut living = Vec::new();
         for container in self.containers(None).await? {
             let Some((key, _)) = identity(&container) else { continue };
             if runs(&container) {
-                kept.push(self.line_of(&key));
+                living.push(key);
             } else {
-                self.remove(&name(&self.owner, &key)).await?;
+                self.remove(&name(self.place.owner(), &key)).await?;
             }
         }
-        for entry in fs::read_dir(&self.lines).into_iter().flatten().flatten() {
-            if !kept.contains(&entry.path())
-                && let Err(error) = remove_tree(&entry.path())
-            {
-                tracing::warn!(%error, "cannot remove what a container has left");
-            }
-        }
+        self.place.forget_all_but(&living);
         Ok(())
     }
 
@@ -116,7 +85,7 @@ impl Docker {
         &self,
         session: Option<&str>,
     ) -> Result<Vec<ContainerSummary>, SandboxError> {
-        let mut labels = vec![format!("{OWNER}={}", self.owner)];
+        let mut labels = vec![format!("{OWNER}={}", self.place.owner())];
         labels.extend(session.map(|session| format!("{SESSION}={session}")));
         let filters = HashMap::from([("label".to_owned(), labels)]);
         let options = ListContainersOptionsBuilder::default().all(true).filters(&filters).build();
@@ -147,12 +116,6 @@ impl Docker {
         Err(SandboxError::gone("the Docker engine does not come to an end with its container"))
     }
 
-    /// Where the line of a container is, and what belongs to it.
-    fn line_of(&self, key: &SandboxKey) -> PathBuf {
-        let digest = Sha256::digest(key.to_string());
-        self.lines.join(format!("{digest:x}").chars().take(32).collect::<String>())
-    }
-
     fn runtime_is_a_kernel(&self) -> bool {
         self.capabilities.isolation == Isolation::Kernel
     }
@@ -173,7 +136,7 @@ impl Docker {
         key: &SandboxKey,
         generation: u64,
     ) -> Result<Option<Line>, SandboxError> {
-        let name = name(&self.owner, key);
+        let name = name(self.place.owner(), key);
         let Some(found) = self.inspect(&name).await? else { return Ok(None) };
         let labels = found.config.and_then(|config| config.labels).unwrap_or_default();
         if labels.get(GENERATION) != Some(&generation.to_string()) {
@@ -188,9 +151,8 @@ impl Docker {
             }
             _ => return Ok(None),
         }
-        let dir = self.line_of(key);
-        let port = open_port(&dir, self.way_out(true))?;
-        let kept = fs::read_to_string(dir.join("kept")).ok();
+        let port = self.place.port(key, self.way_out(true))?;
+        let kept = self.place.kept(key);
         let hand = state.pid.and_then(|pid| i32::try_from(pid).ok());
         // For a kernel of its own, that kernel's process speaks.
         let hand = hand.filter(|pid| *pid != 0 && !self.runtime_is_a_kernel());
@@ -204,21 +166,20 @@ impl Docker {
             _ => order.image.unwrap_or(&self.config.image).to_owned(),
         };
         images::find(&self.client, &image).await?;
-        let dir = self.line_of(order.key);
+        let seeds = order.layer.as_ref().filter(|layer| layer.workspace && !layer.building);
+        let seeds = seeds.map(|layer| self.layers.seeds(&layer.name));
         let parts = Parts {
-            owner: &self.owner,
+            owner: self.place.owner(),
             image: &image,
-            kit: &self.kit,
-            line: &dir.join("line"),
-            files: &self.files.of(&order.key.session),
-            over: self.make_ready(order, &dir).await?,
+            kit: self.place.kit(),
+            mounts: self.place.make_ready(order, seeds).await?,
             runtime: self.config.runtime.as_deref(),
             own_kernel: self.runtime_is_a_kernel(),
             way_out: self.way_out(order.network),
             linger: self.config.linger,
         };
-        let port = open_port(&dir, parts.way_out)?;
-        let name = name(&self.owner, order.key);
+        let port = self.place.port(order.key, parts.way_out)?;
+        let name = name(self.place.owner(), order.key);
         let options = CreateContainerOptionsBuilder::default().name(&name).build();
         match self.client.create_container(Some(options), body(order, &parts)).await {
             Ok(_) => {}
@@ -250,37 +211,6 @@ impl Docker {
             }
         }
     }
-
-    /// Makes a session's files and those that take the place of the image's.
-    async fn make_ready(
-        &self,
-        order: &Order<'_>,
-        dir: &std::path::Path,
-    ) -> Result<Vec<(PathBuf, String)>, SandboxError> {
-        let seeds = order.layer.as_ref().filter(|layer| layer.workspace && !layer.building);
-        let seeds = seeds.map(|layer| self.layers.seeds(&layer.name));
-        let (session, owner) = (self.files.of(&order.key.session), self.root);
-        let (dir, trust, names) = (dir.to_owned(), order.trust.clone(), self.names.clone());
-        let made = tokio::task::spawn_blocking(move || {
-            make_files(&session, owner, seeds.as_deref())?;
-            fs::create_dir_all(&dir)?;
-            let mut over = vec![(names, "/etc/resolv.conf".to_owned())];
-            if let Some(trust) = trust {
-                let kept = dir.join("kept");
-                fs::write(&kept, &trust.kept)?;
-                fs::set_permissions(kept, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
-                over.extend(trust_files(&dir, &trust)?);
-            }
-            Ok(over)
-        });
-        let made = made.await.map_err(io::Error::other).and_then(|made| made);
-        made.map_err(|e| SandboxError::io("cannot make the session's files", e))
-    }
-}
-
-fn open_port(dir: &std::path::Path, way_out: WayOut) -> Result<Port, SandboxError> {
-    Port::open(&dir.join("line"), way_out)
-        .map_err(|e| SandboxError::io("cannot listen for the hand", e))
 }
 
 async fn connect(host: &str) -> Result<Client, SandboxError> {
@@ -418,13 +348,13 @@ impl Engine for Docker {
         let walls = Walls {
             host_mark: self.config.data_dir.clone(),
             own_root: true,
-            own_ids: self.root.is_some(),
+            own_ids: self.remapped,
         };
         walls.check(sandbox).await
     }
 
     async fn create(&self, order: &Order<'_>) -> Result<Made, SandboxError> {
-        let name = name(&self.owner, order.key);
+        let name = name(self.place.owner(), order.key);
         let Some(found) = self.inspect(&name).await? else { return self.start(order).await };
         let labels = found.config.and_then(|config| config.labels).unwrap_or_default();
         let alive = labels.get(GENERATION).and_then(|generation| generation.parse().ok());
@@ -456,13 +386,8 @@ impl Engine for Docker {
     }
 
     async fn end(&self, key: &SandboxKey) -> Result<(), SandboxError> {
-        self.remove(&name(&self.owner, key)).await?;
-        let left = self.line_of(key);
-        if left.exists() {
-            remove_tree(&left)
-                .map_err(|e| SandboxError::io("cannot remove what a container has left", e))?;
-        }
-        Ok(())
+        self.remove(&name(self.place.owner(), key)).await?;
+        self.place.forget(key)
     }
 
     async fn end_session(&self, session: &str) -> Result<(), SandboxError> {
@@ -475,19 +400,19 @@ impl Engine for Docker {
     }
 
     async fn with_files(&self) -> Result<Vec<String>, SandboxError> {
-        self.files.names()
+        self.place.files().names()
     }
 
     async fn has_files(&self, session: &str) -> bool {
-        self.files.of(session).is_dir()
+        self.place.files().of(session).is_dir()
     }
 
     async fn discard(&self, session: &str) -> Result<(), SandboxError> {
-        self.files.discard(session).await
+        self.place.files().discard(session).await
     }
 
     fn counted(&self, session: &str) -> Option<PathBuf> {
-        Some(self.files.of(session))
+        Some(self.place.files().of(session))
     }
 
     async fn ground(&self, spec: &SandboxSpec) -> Result<BTreeMap<String, String>, SandboxError> {
@@ -501,12 +426,12 @@ impl Engine for Docker {
     }
 
     fn layer_counted(&self, name: &str) -> Option<PathBuf> {
-        Some(self.files.of(&format!("{}{name}", vaquero_sandbox::BUILD)))
+        Some(self.place.files().of(&format!("{}{name}", vaquero_sandbox::BUILD)))
     }
 
     async fn keep_layer(&self, key: &SandboxKey, layer: &str) -> Result<(), SandboxError> {
-        let files = self.files.of(&key.session);
-        self.layers.keep(&self.client, &name(&self.owner, key), layer, &files).await?;
+        let files = self.place.files().of(&key.session);
+        self.layers.keep(&self.client, &name(self.place.owner(), key), layer, &files).await?;
         self.end(key).await?;
         self.discard(&key.session).await
     }

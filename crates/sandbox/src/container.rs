@@ -3,6 +3,7 @@
 mod inside;
 mod kit;
 mod line;
+mod place;
 
 use std::collections::BTreeMap;
 use std::ffi::CString;
@@ -17,6 +18,7 @@ pub use self::inside::WayOut;
 pub(crate) use self::inside::{Inside, contained_main};
 pub use self::kit::Kit;
 pub use self::line::Port;
+pub use self::place::{Mount, Place};
 use crate::engine::Order;
 use crate::launcher::members::{UNSEEDED, make_session_dirs, standard_variables};
 use crate::launcher::rootfs::{MASKED_DIRS, MASKED_FILES};
@@ -25,7 +27,7 @@ use crate::launcher::skeleton::{HOST_BUNDLE, SESSION_DIRS, write_trust};
 use crate::seam::Trust;
 
 /// Where a session's directories are in a container, by their names on disk.
-pub fn session_dirs() -> impl Iterator<Item = (&'static str, String)> {
+fn session_dirs() -> impl Iterator<Item = (&'static str, String)> {
     SESSION_DIRS.iter().map(|(name, place)| (*name, format!("/{}", place.to_string_lossy())))
 }
 
@@ -39,7 +41,7 @@ pub fn masked_paths() -> Vec<String> {
 pub const SEEDS: [&str; 2] = ["workspace", "home"];
 
 /// Makes a session's directories, for that user id. What `seeds` hold is copied into new ones.
-pub fn make_files(session: &Path, owner: Option<u32>, seeds: Option<&Path>) -> io::Result<()> {
+fn make_files(session: &Path, owner: Option<u32>, seeds: Option<&Path>) -> io::Result<()> {
     let fresh = make_session_dirs(session, owner, seeds.is_some())?;
     if let (true, Some(seeds)) = (fresh, seeds) {
         for name in SEEDS {
@@ -57,7 +59,7 @@ pub fn make_files(session: &Path, owner: Option<u32>, seeds: Option<&Path>) -> i
 }
 
 /// Writes the files of certificates that a container is to trust; each with its place.
-pub fn trust_files(dir: &Path, trust: &Trust) -> io::Result<Vec<(PathBuf, String)>> {
+fn trust_files(dir: &Path, trust: &Trust) -> io::Result<Vec<(PathBuf, String)>> {
     let bundle = fs::read(HOST_BUNDLE).unwrap_or_default();
     let files = write_trust(dir, bundle, &trust.certificate)?;
     Ok(files.into_iter().map(|(path, place)| (path, format!("/{place}"))).collect())
