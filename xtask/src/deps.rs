@@ -13,6 +13,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("vaquero-hand", &[]),
     ("vaquero-sandbox", &["vaquero-hand", "vaquero-types"]),
     ("vaquero-sandbox-docker", &["vaquero-sandbox"]),
+    ("vaquero-sandbox-plugin", &["vaquero-sandbox"]),
     ("vaquero-store-sqlite", &["vaquero-store", "vaquero-types"]),
     ("vaquero-store-postgres", &["vaquero-store", "vaquero-types"]),
     (

@@ -431,6 +431,11 @@ async fn setup(bench: &Bench<'_>) -> Result<Outcome, String> {
         env: BTreeMap::new(),
     };
     let wanted = SandboxSpec { provision: Some(Arc::new(provision)), ..spec() };
+    if let Err(refused) = bench.provider.check(&wanted) {
+        let made = bench.provider.ensure(&bench.key(), &wanted).await;
+        check(made.is_err(), "it is refused and made all the same")?;
+        return Ok(Outcome::Refused(refused.to_string()));
+    }
     let mut found = Vec::new();
     for _ in 0..2 {
         let made = bench.provider.ensure(&bench.key(), &wanted).await;

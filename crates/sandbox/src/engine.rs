@@ -70,22 +70,30 @@ pub trait Engine: fmt::Debug + Send + Sync + 'static {
     }
 
     /// What layers of sandboxes like this lie over; others are made when it changes.
-    async fn ground(&self, spec: &SandboxSpec) -> Result<BTreeMap<String, String>, SandboxError>;
+    async fn ground(&self, _spec: &SandboxSpec) -> Result<BTreeMap<String, String>, SandboxError> {
+        Ok(BTreeMap::new())
+    }
 
     /// Whether a layer is there; it is then in use from now on.
-    async fn has_layer(&self, name: &str) -> bool;
+    async fn has_layer(&self, _name: &str) -> bool {
+        false
+    }
 
     /// Where a layer that is being made can be counted.
-    fn layer_counted(&self, name: &str) -> Option<PathBuf>;
+    fn layer_counted(&self, _name: &str) -> Option<PathBuf> {
+        None
+    }
 
-    /// Ends the sandbox that has made a layer, and keeps the layer.
-    async fn keep_layer(&self, key: &SandboxKey, name: &str) -> Result<(), SandboxError>;
+    /// Ends the sandbox that has made a layer, and keeps the layer. An engine that cannot refuses what is to be installed in [`Engine::check`].
+    async fn keep_layer(&self, _key: &SandboxKey, _name: &str) -> Result<(), SandboxError> {
+        Err(SandboxError::Provision("nothing can be kept of it here".to_owned()))
+    }
 
     /// Removes what the making of a layer has left behind; its sandbox has ended.
-    async fn abandon_layer(&self, name: &str);
+    async fn abandon_layer(&self, _name: &str) {}
 
     /// Removes layers that nobody wants any more, and those that an earlier server was making.
-    async fn clear_layers(&self);
+    async fn clear_layers(&self) {}
 
     /// The server stops. With `linger` sandboxes live on for the next one.
     async fn shutdown(&self, linger: bool);
