@@ -6,10 +6,8 @@ import json, os, signal, subprocess, sys, tempfile
 STATE = os.path.join(tempfile.gettempdir(), "bubblewrap-provider")  # a file for each sandbox: its process and generation
 CAPABILITIES = "CHOWN DAC_OVERRIDE FOWNER FSETID KILL SETUID SETGID NET_BIND_SERVICE NET_ADMIN SETPCAP".split()
 
-
 def hello(ask):
     return {"version": 1, "way_out": "sockets"}  # no limits, no images
-
 
 def create(ask):
     argv = ["bwrap", "--unshare-all", "--hostname", "sandbox", "--as-pid-1", "--new-session", "--clearenv", "--cap-drop", "ALL"]
@@ -18,22 +16,18 @@ def create(ask):
     argv += ["--ro-bind", "/usr", "/usr", "--proc", "/proc", "--dev", "/dev", "--chmod", "0755", "/dev"]
     for name in ("bin", "sbin", "lib", "lib64"):
         argv += ["--symlink", "usr/" + name, "/" + name]
-    for name in ("sys", "irq", "bus"):
-        argv += ["--ro-bind", "/proc/" + name, "/proc/" + name]
-    for name in ("keys", "key-users", "kallsyms", "timer_list"):
-        argv += ["--ro-bind-try", "/dev/null", "/proc/" + name]
+    for name in ("sys", "irq", "bus", "keys", "key-users", "kallsyms", "timer_list"):
+        argv += ["--ro-bind-try", "/proc/" + name if len(name) == 3 else "/dev/null", "/proc/" + name]
     argv += ["--perms", "1777", "--size", str(ask["limits"]["tmp_bytes"]), "--tmpfs", "/tmp", "--symlink", "/tmp", "/var/tmp"]
     for mount in ask["mounts"]:
         argv += ["--ro-bind" if mount["read_only"] else "--bind", mount["source"], mount["target"]]
     for name, value in {"PATH": "/usr/local/bin:/usr/bin:/bin", **ask["variables"]}.items():
         argv += ["--setenv", name, value]
     argv += ["--remount-ro", "/", "--chdir", "/workspace", "--"] + ask["command"]
-    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(argv, start_new_session=True, **quiet)
+    process = subprocess.Popen(argv, start_new_session=True, stdin=-3, stdout=-3, stderr=-3)  # -3: nowhere
     with open(os.path.join(STATE, ask["sandbox"]), "w") as file:
         json.dump({"process": process.pid, "generation": ask["generation"]}, file)
     return {}
-
 
 def alive(name):
     """What is known of a sandbox, if it runs."""
@@ -49,21 +43,16 @@ def alive(name):
     except (FileNotFoundError, ProcessLookupError):
         return None
 
-
 def list_(ask):
-    names = [name for name in os.listdir(STATE) if name.startswith(ask["owner"] + ".")]
-    known = ((name, alive(name)) for name in names)
+    known = ((name, alive(name)) for name in os.listdir(STATE) if name.startswith(ask["owner"] + "."))
     return {"sandboxes": [{"sandbox": name, "generation": it["generation"]} for name, it in known if it]}
-
 
 def end(ask):
     while it := alive(ask["sandbox"]):
         subprocess.run(["pkill", "-KILL", "-P", str(it["process"])])  # its first process, and all others with it
         os.kill(it["process"], signal.SIGKILL)
-    if os.path.exists(os.path.join(STATE, ask["sandbox"])):
-        os.remove(os.path.join(STATE, ask["sandbox"]))
+    subprocess.run(["rm", "-f", os.path.join(STATE, ask["sandbox"])])
     return {}
-
 
 os.makedirs(STATE, exist_ok=True)
 for line in sys.stdin:

@@ -173,6 +173,9 @@ fn test() -> anyhow::Result<bool> {
     if !pip.exists() && !sdk::install(&["python3-pip"]) {
         tally.leave_out("what installs Python packages in a sandbox: /usr/bin/pip3 is missing and cannot be installed without root".to_owned());
     }
+    if !(sdk::has("bwrap") || sdk::install(&["bubblewrap"])) {
+        tally.leave_out("the example of a provider of one's own: bubblewrap is missing and cannot be installed without root".to_owned());
+    }
     let postgres = Postgres::start()?;
     let features = format!("vaquero/{FEATURES}");
     let mut all = cargo(&["test", "--workspace", "--features", &features, "--no-fail-fast"]);

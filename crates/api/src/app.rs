@@ -66,17 +66,17 @@ pub struct Provider {
     pub name: String,
     /// Something stands between its sandboxes and the host.
     pub isolated: bool,
-    /// Without that, packages may be installed on the host.
-    pub host_packages_ok: bool,
     /// It makes them of images.
     pub images: bool,
+    /// It installs what environments want; on the host itself only where the operator said so.
+    pub installs: bool,
 }
 
 impl Sandboxes {
     /// Of the local provider alone.
     pub fn local() -> Self {
         let name = "local".to_owned();
-        Self(vec![Provider { name, isolated: true, host_packages_ok: false, images: false }])
+        Self(vec![Provider { name, isolated: true, images: false, installs: true }])
     }
 
     /// The one an environment wants; else the names of those that are here.

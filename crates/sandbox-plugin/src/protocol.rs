@@ -75,6 +75,7 @@ pub(crate) struct Answer {
 
 /// What a plug-in's sandboxes are like. What it does not say, they are not.
 #[derive(Clone, Debug, Deserialize)]
+#[expect(clippy::struct_excessive_bools, reason = "it is what a plug-in says, word by word")]
 pub(crate) struct Hello {
     pub(crate) version: u32,
     /// Each has a kernel of its own, and the hand's walls are not looked for.

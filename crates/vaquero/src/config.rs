@@ -67,7 +67,7 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "FILE")]
     #[serde(skip)]
     pub(crate) config: Option<PathBuf>,
-    /// Where sandboxes come from: `local`, `docker`, `gvisor` (with Docker), or `unsafe-host` for no isolation at all; with commas between several, of which the first is the default and environments may name the others.
+    /// Where sandboxes come from: `local`, `docker`, `gvisor` (with Docker), `plugin`, or `unsafe-host` for no isolation at all; with commas between several, of which the first is the default and environments may name the others.
     #[arg(long, value_name = "PROVIDER,…")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) sandbox: Option<String>,
@@ -83,6 +83,10 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "NAME")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) gvisor_runtime: Option<String>,
+    /// With `--sandbox plugin`: the program that makes sandboxes, and its arguments, with spaces between them.
+    #[arg(long, value_name = "COMMAND")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) sandbox_plugin: Option<String>,
     /// `enforced` (by cgroups, or refuse to start) or `degraded` (weaker where there are none).
     #[arg(long, value_name = "MODE")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -230,12 +234,15 @@ pub(crate) enum SandboxChoice {
     Docker,
     /// The same, each with a kernel of its own.
     Gvisor,
+    /// A program of the operator's.
+    Plugin,
     /// No isolation.
     UnsafeHost,
 }
 
 impl SandboxChoice {
-    const ALL: [Self; 4] = [Self::Local, Self::Docker, Self::Gvisor, Self::UnsafeHost];
+    const ALL: [Self; 5] =
+        [Self::Local, Self::Docker, Self::Gvisor, Self::Plugin, Self::UnsafeHost];
 
     /// As operators and environments write it.
     pub(crate) fn name(self) -> &'static str {
@@ -243,6 +250,7 @@ impl SandboxChoice {
             Self::Local => "local",
             Self::Docker => "docker",
             Self::Gvisor => "gvisor",
+            Self::Plugin => "plugin",
             Self::UnsafeHost => "unsafe-host",
         }
     }
@@ -306,6 +314,7 @@ pub(crate) struct Config {
     pub(crate) docker_host: Option<String>,
     pub(crate) docker_image: String,
     pub(crate) gvisor_runtime: String,
+    pub(crate) sandbox_plugin: Option<String>,
     pub(crate) sandbox_limits: LimitsChoice,
     pub(crate) sandbox_idle_seconds: u64,
     pub(crate) sandbox_memory_mb: u64,
@@ -370,6 +379,7 @@ impl Default for Config {
             docker_host: None,
             docker_image: "debian:stable".to_owned(),
             gvisor_runtime: "runsc".to_owned(),
+            sandbox_plugin: None,
             sandbox_limits: LimitsChoice::Enforced,
             sandbox_idle_seconds: 900,
             sandbox_memory_mb: sandbox.memory_bytes >> 20,
@@ -482,6 +492,12 @@ impl Config {
             let names = SandboxChoice::ALL.map(SandboxChoice::name).join("`, `");
             bail!(
                 "sandbox: `{wrong}` is no provider, or named twice; use `{names}`, with commas between several — from {}",
+                source("sandbox")
+            );
+        }
+        if self.sandboxes().contains(&SandboxChoice::Plugin) && self.sandbox_plugin.is_none() {
+            bail!(
+                "sandbox: `plugin` needs the program that makes sandboxes; set sandbox_plugin as well — from {}",
                 source("sandbox")
             );
         }

@@ -25,6 +25,7 @@ use vaquero_model::{Anthropic, AnthropicConfig, ModelProvider, Unconfigured};
 use vaquero_sandbox::{
     ComputeProvider, LimitsMode, LocalConfig, LocalProvider, Providers, UnsafeHost, Uplink,
 };
+use vaquero_sandbox_plugin::PluginConfig;
 use vaquero_store::SharedStore;
 use vaquero_types::{Clock, RandomIds, WorkspaceId};
 use vaquero_worker::{Checkpoints, Worker, World};
@@ -114,6 +115,14 @@ async fn provider(
         SandboxChoice::Local => Ok(Arc::new(LocalProvider::start(local, Some(egress)).await?)),
         SandboxChoice::Docker => docker(config, None, egress).await,
         SandboxChoice::Gvisor => docker(config, Some(config.gvisor_runtime.clone()), egress).await,
+        SandboxChoice::Plugin => {
+            let command = config.sandbox_plugin.as_deref().unwrap_or_default();
+            let command = command.split_whitespace().map(str::to_owned).collect();
+            let mut plugin = PluginConfig::new(&config.data_dir, command);
+            plugin.degraded = config.sandbox_limits == LimitsChoice::Degraded;
+            plugin.idle_stop = Duration::from_secs(config.sandbox_idle_seconds);
+            Ok(Arc::new(vaquero_sandbox_plugin::start(plugin, Some(egress)).await?))
+        }
         SandboxChoice::UnsafeHost => {
             tracing::warn!(
                 "--sandbox=unsafe-host: THE MODEL'S COMMANDS RUN ON THIS HOST WITH THE SERVER'S RIGHTS. Nothing isolates them."
@@ -161,8 +170,15 @@ fn offers(config: &Config) -> Sandboxes {
     let offer = |choice: SandboxChoice| Provider {
         name: choice.name().to_owned(),
         isolated: choice != SandboxChoice::UnsafeHost,
-        host_packages_ok: config.host_packages_ok,
-        images: matches!(choice, SandboxChoice::Docker | SandboxChoice::Gvisor),
+        images: matches!(
+            choice,
+            SandboxChoice::Docker | SandboxChoice::Gvisor | SandboxChoice::Plugin
+        ),
+        installs: match choice {
+            SandboxChoice::Local | SandboxChoice::Docker | SandboxChoice::Gvisor => true,
+            SandboxChoice::Plugin => false,
+            SandboxChoice::UnsafeHost => config.host_packages_ok,
+        },
     };
     Sandboxes(config.sandboxes().into_iter().map(offer).collect())
 }

@@ -76,32 +76,6 @@ async fn a_session_moves_between_providers_by_configuration_alone() -> anyhow::R
     Ok(())
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_provider_cannot_is_refused_when_a_session_is_made() -> anyhow::Result<()> {
-    let model = Model::start().await?;
-    let mut server = Server::new(EXE, &model.base)?;
-    server.set("VAQUERO_SANDBOX", "local");
-    server.start().await?;
-    let client = server.client();
-    for (config, says) in [
-        (json!({ "type": "cloud", "provider": "docker" }), "this server has local"),
-        (json!({ "type": "cloud", "image": "debian:stable" }), "not made of images"),
-    ] {
-        let refused = client.session_in(config).await.err().context("refused")?.to_string();
-        assert!(refused.contains("400") && refused.contains(says), "{refused}");
-    }
-    for config in [
-        json!({ "type": "cloud", "provider": "with spaces" }),
-        json!({ "type": "cloud", "image": 5 }),
-        json!({ "type": "cloud", "image": "" }),
-    ] {
-        let body = json!({ "name": format!("{config}"), "config": config });
-        let refused = client.post("/v1/environments", body).await.err().context("refused")?;
-        assert!(refused.to_string().contains("400"), "{refused}");
-    }
-    Ok(())
-}
-
 /// An engine of this test's own, with the image of the other one.
 struct Engine {
     dir: tempfile::TempDir,

@@ -169,11 +169,17 @@ pub(super) fn check_environment(
             provider.name
         ));
     }
+    let installs = !cloud.packages.is_empty() || !cloud.setup.is_empty();
+    if installs && !provider.installs && provider.isolated {
+        return refuse(format!(
+            "environment_id: environment `{id}` has packages or setup commands, and sandboxes of `{}` are not set up by the server; name another provider in its `config.provider`, or have the image bring the packages",
+            provider.name
+        ));
+    }
     if provider.isolated {
         return Ok(());
     }
-    let installs = !cloud.packages.is_empty() || !cloud.setup.is_empty();
-    if installs && !provider.host_packages_ok {
+    if installs && !provider.installs {
         return refuse(format!(
             "environment_id: sandbox required: environment `{id}` has packages or setup commands, which would change the host this server runs on; its operator can start it with `--sandbox local`, or allow this with `host_packages_ok`"
         ));
