@@ -128,6 +128,8 @@ EXTENSION_SHAPES: dict[str, dict[str, object]] = {
 }
 # What a cloud environment's configuration can have beside the SDK's fields.
 EXTENSION_CONFIG: dict[str, object] = {
+    "provider": {"type": ["string", "null"], "maxLength": 64, "x-extension": True, "description": "Which of the server's sandbox providers makes its sandboxes"},
+    "image": {"type": ["string", "null"], "maxLength": 512, "x-extension": True, "description": "The image they are made of, where the provider makes them of images"},
     "setup": {"type": "array", "items": {"type": "string"}, "maxItems": 50, "x-extension": True, "description": "Commands that run once after the packages are there"},
     "env": {"type": "object", "additionalProperties": {"type": "string"}, "x-extension": True, "description": "Variables of every process; not for secrets"},
 }

@@ -5,6 +5,7 @@ use std::fs;
 use serde_json::json;
 
 use super::{Arena, Attack, Target, attack, check};
+use crate::seam::Quota;
 
 pub(super) const ATTACKS: &[Attack] = &[
     attack!(10, "lead the file tools outside by links and paths", links),
@@ -108,6 +109,15 @@ async fn race(arena: &Arena<'_>) -> Result<(), String> {
 
 async fn odd_files(arena: &Arena<'_>) -> Result<(), String> {
     let target = arena.target().await?;
+    let choked = choke(&target).await;
+    arena.destroy(target).await?;
+    // Where files are counted, one that hides them so deep may be ended for it.
+    let ended = |why: &String| why.contains("it was stopped");
+    let counted = arena.provider.capabilities().quota == Quota::Soft;
+    if counted && choked.as_ref().is_err_and(ended) { Ok(()) } else { choked }
+}
+
+async fn choke(target: &Target) -> Result<(), String> {
     target
         .sh("cd /workspace; truncate -s 900M sparse; printf 'needle\\n' > $'new\\nline'; printf 'needle\\n' > $'bad\\xff\\xfename'; \
              perl -e 'for (1..60) { mkdir \"d\" x 80; chdir \"d\" x 80 } open(F, \">bottom\"); print F \"needle\\n\"'; \
@@ -133,8 +143,7 @@ async fn odd_files(arena: &Arena<'_>) -> Result<(), String> {
         let said = target.tool(tool, input).await.map_err(|e| e.to_string())?;
         check(said.text.len() < 600_000, || format!("{tool} said {} bytes", said.text.len()))?;
     }
-    alive(&target).await?;
-    arena.destroy(target).await
+    alive(target).await
 }
 
 async fn archive(arena: &Arena<'_>) -> Result<(), String> {
