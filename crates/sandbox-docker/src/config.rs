@@ -20,6 +20,8 @@ pub struct DockerConfig {
     pub degraded: bool,
     /// After how long without a call a sandbox is stopped; its files stay.
     pub idle_stop: Duration,
+    /// How many containers are kept ready for new sessions, once one was asked for or announced.
+    pub spares: u32,
     /// How long containers live on without a server.
     pub linger: Duration,
     /// The longest any call may take, queueing included; past it the sandbox is ended.
@@ -39,6 +41,7 @@ impl DockerConfig {
             own_kernel: false,
             degraded: false,
             idle_stop: Duration::from_mins(15),
+            spares: 1,
             linger: Duration::from_mins(10),
             call_ceiling: Duration::from_hours(4),
             hand_exe: PathBuf::from("/proc/self/exe"),

@@ -10,11 +10,9 @@ use bollard::models::{
 use vaquero_sandbox::container::{self, Kit, Port, WayOut, masked_paths, variables};
 use vaquero_sandbox::{Order, SandboxKey, contained_command_line};
 
-/// Labels: whose container it is, and which one.
-pub(crate) const OWNER: &str = "dev.vaquero.owner";
-pub(crate) const SESSION: &str = "dev.vaquero.session";
-pub(crate) const NAME: &str = "dev.vaquero.name";
-pub(crate) const GENERATION: &str = "dev.vaquero.generation";
+/// Labels: whose container it is, and of which generation. Which sandbox it is, its name says.
+pub(crate) const OWNER: &str = "vaquero.owner";
+pub(crate) const GENERATION: &str = "vaquero.generation";
 
 /// What a hand keeps.
 const KEPT: [&str; 8] =
@@ -43,13 +41,18 @@ pub(crate) fn name(owner: &str, key: &SandboxKey) -> String {
     format!("vaquero.{owner}.{}.{}", key.session, key.name)
 }
 
+/// Which sandbox a container of that name is.
+pub(crate) fn key_of(owner: &str, name: &str) -> Option<SandboxKey> {
+    let rest = name.strip_prefix("vaquero.")?.strip_prefix(owner)?.strip_prefix('.')?;
+    let (session, name) = rest.split_once('.')?;
+    Some(SandboxKey { session: session.to_owned(), name: name.to_owned() })
+}
+
 /// The container of an order.
 pub(crate) fn body(order: &Order<'_>, parts: &Parts<'_>) -> ContainerCreateBody {
     let building = order.layer.as_ref().is_some_and(|layer| layer.building);
     let labels = [
         (OWNER, parts.owner.to_owned()),
-        (SESSION, order.key.session.clone()),
-        (NAME, order.key.name.clone()),
         (GENERATION, order.generation.to_string()),
     ];
     let mut words = parts.kit.start().to_vec();

@@ -12,7 +12,7 @@ use bollard::models::{
 };
 use bollard::query_parameters::{
     CreateContainerOptionsBuilder, InspectContainerOptions, ListContainersOptionsBuilder,
-    RemoveContainerOptionsBuilder, StartContainerOptions, WaitContainerOptions,
+    RemoveContainerOptionsBuilder, RenameContainerOptionsBuilder, StartContainerOptions, WaitContainerOptions,
 };
 use bollard::{API_DEFAULT_VERSION, Docker as Client};
 use futures::StreamExt;
@@ -23,8 +23,9 @@ use vaquero_sandbox::{
 };
 
 use crate::config::DockerConfig;
-use crate::container::{GENERATION, NAME, OWNER, Parts, SESSION, body, name};
+use crate::container::{GENERATION, OWNER, Parts, body, key_of, name};
 use crate::images::{self, Layers};
+use crate::spares::{Kind, SPARE, Spares};
 
 /// How long the engine may take for one answer, in seconds.
 const ANSWER: u64 = 120;
@@ -44,6 +45,7 @@ pub struct Docker {
     remapped: bool,
     place: Place,
     layers: Layers,
+    spares: Spares,
 }
 
 impl Docker {
@@ -60,7 +62,15 @@ impl Docker {
         let place = Place::open(&dir, &config.hand_exe, root).await?;
         let layers = Layers::new(dir.join("layers"), place.owner());
         let remapped = root.is_some();
-        let docker = Self { client, config, capabilities, remapped, place, layers };
+        let docker = Self {
+            client,
+            config,
+            capabilities,
+            remapped,
+            place,
+            layers,
+            spares: Spares::default(),
+        };
         docker.clear().await?;
         Ok(docker)
     }
@@ -68,25 +78,73 @@ impl Docker {
     /// Removes containers that have ended, and what is left of those that are gone.
     async fn clear(&self) -> Result<(), SandboxError> {
         let mut living = Vec::new();
-        for container in self.containers(None).await? {
+        for container in self.containers().await? {
             let Some((key, _)) = identity(&container) else { continue };
-            if runs(&container) {
+            if runs(&container) && !key.session.starts_with(SPARE) {
                 living.push(key);
             } else {
                 self.remove(&name(self.place.owner(), &key)).await?;
             }
         }
         self.place.forget_all_but(&living);
+        for session in self.place.files().names()? {
+            if session.starts_with(SPARE) {
+                self.place.files().discard(&session).await?;
+            }
+        }
         Ok(())
     }
 
-    /// Its containers, ended ones too; of one session, or of all.
-    async fn containers(
+    /// The containers of one session, or all, with their generations; spares are nobody's.
+    async fn identities(
         &self,
         session: Option<&str>,
-    ) -> Result<Vec<ContainerSummary>, SandboxError> {
-        let mut labels = vec![format!("{OWNER}={}", self.place.owner())];
-        labels.extend(session.map(|session| format!("{SESSION}={session}")));
+        running: bool,
+    ) -> Result<Vec<(SandboxKey, u64)>, SandboxError> {
+        let all = self.containers().await?;
+        let all = all.iter().filter(|container| !running || runs(container));
+        let theirs = |key: &SandboxKey| match session {
+            Some(session) => key.session == session,
+            None => !key.session.starts_with(SPARE),
+        };
+        Ok(all.filter_map(identity).filter(|(key, _)| theirs(key)).collect())
+    }
+
+    /// Gives a spare to a new session: its files and its line get the session's names, and so does the container.
+    async fn claim(&self, order: &Order<'_>) -> Option<Line> {
+        if self.place.files().of(&order.key.session).exists() {
+            return None;
+        }
+        let spare = self.spares.take(&Kind::of(order)?)?;
+        let owner = self.place.owner();
+        let options = RenameContainerOptionsBuilder::default().name(&name(owner, order.key)).build();
+        let renamed = self.client.rename_container(&name(owner, &spare.key), options).await;
+        let renamed = renamed.map_err(|error| failed("cannot rename a container", &error));
+        match renamed.and_then(|()| self.place.rename(&spare.key, order.key)) {
+            Ok(()) => Some(spare.line),
+            Err(error) => {
+                tracing::warn!(%error, "a spare container cannot be used");
+                for key in [&spare.key, order.key] {
+                    drop(self.end(key).await);
+                }
+                None
+            }
+        }
+    }
+
+    /// Ends spares that nobody wants.
+    async fn end_spares(&self, age: Duration) {
+        for spare in self.spares.stale(age) {
+            let ended = self.end(&spare.key).await;
+            if let Err(error) = ended.and(self.place.files().discard(&spare.key.session).await) {
+                tracing::warn!(%error, "a spare container stays behind");
+            }
+        }
+    }
+
+    /// Its containers, ended ones too.
+    async fn containers(&self) -> Result<Vec<ContainerSummary>, SandboxError> {
+        let labels = vec![format!("{OWNER}={}", self.place.owner())];
         let filters = HashMap::from([("label".to_owned(), labels)]);
         let options = ListContainersOptionsBuilder::default().all(true).filters(&filters).build();
         let listed = self.client.list_containers(Some(options)).await;
@@ -319,10 +377,11 @@ fn runs(container: &ContainerSummary) -> bool {
     )
 }
 
-/// Which sandbox a container is.
+/// Which sandbox a container is: by its name, which can be changed, as its labels cannot.
 fn identity(container: &ContainerSummary) -> Option<(SandboxKey, u64)> {
     let labels = container.labels.as_ref()?;
-    let key = SandboxKey { session: labels.get(SESSION)?.clone(), name: labels.get(NAME)?.clone() };
+    let names = container.names.as_ref()?;
+    let key = key_of(labels.get(OWNER)?, names.first()?.trim_start_matches('/'))?;
     Some((key, labels.get(GENERATION)?.parse().ok()?))
 }
 
@@ -355,7 +414,12 @@ impl Engine for Docker {
 
     async fn create(&self, order: &Order<'_>) -> Result<Made, SandboxError> {
         let name = name(self.place.owner(), order.key);
-        let Some(found) = self.inspect(&name).await? else { return self.start(order).await };
+        let Some(found) = self.inspect(&name).await? else {
+            return match self.claim(order).await {
+                Some(line) => Ok(Made::Line(line)),
+                None => self.start(order).await,
+            };
+        };
         let labels = found.config.and_then(|config| config.labels).unwrap_or_default();
         let alive = labels.get(GENERATION).and_then(|generation| generation.parse().ok());
         match self.connect(order.key, order.generation).await {
@@ -380,9 +444,37 @@ impl Engine for Docker {
         self.connect(key, generation).await
     }
 
+    async fn ready(&self, order: &Order<'_>) {
+        let Some(kind) = Kind::of(order) else { return };
+        let mut number = self.spares.making.lock().await;
+        let wanted = usize::try_from(self.config.spares).unwrap_or(usize::MAX);
+        if self.spares.count(&kind) >= wanted {
+            return;
+        }
+        *number += 1;
+        let key = SandboxKey::default_of(format!("{SPARE}{}-{number}", std::process::id()));
+        let spare = Order {
+            key: &key,
+            limits: order.limits,
+            trust: None,
+            layer: order.layer.clone(),
+            ..*order
+        };
+        match self.start(&spare).await {
+            Ok(Made::Line(line)) => self.spares.put(key, line, kind),
+            // Without a spare, a container is made when it is wanted.
+            Ok(Made::Alive(_) | Made::Not(_)) => {}
+            Err(error) => tracing::warn!(%error, "no spare container"),
+        }
+    }
+
+    fn keeps_ready(&self) -> bool {
+        true
+    }
+
     async fn list(&self) -> Result<Vec<(SandboxKey, u64)>, SandboxError> {
-        let all = self.containers(None).await?;
-        Ok(all.iter().filter(|container| runs(container)).filter_map(identity).collect())
+        self.end_spares(self.config.idle_stop).await;
+        self.identities(None, true).await
     }
 
     async fn end(&self, key: &SandboxKey) -> Result<(), SandboxError> {
@@ -391,16 +483,15 @@ impl Engine for Docker {
     }
 
     async fn end_session(&self, session: &str) -> Result<(), SandboxError> {
-        for container in self.containers(Some(session)).await? {
-            if let Some((key, _)) = identity(&container) {
-                self.end(&key).await?;
-            }
+        for (key, _) in self.identities(Some(session), false).await? {
+            self.end(&key).await?;
         }
         Ok(())
     }
 
     async fn with_files(&self) -> Result<Vec<String>, SandboxError> {
-        self.place.files().names()
+        let names = self.place.files().names()?.into_iter();
+        Ok(names.filter(|name| !name.starts_with(SPARE)).collect())
     }
 
     async fn has_files(&self, session: &str) -> bool {
@@ -448,11 +539,13 @@ impl Engine for Docker {
     }
 
     async fn shutdown(&self, linger: bool) {
+        // They hold nothing that anybody could miss.
+        self.end_spares(Duration::ZERO).await;
         if linger {
             return;
         }
-        let keys = self.containers(None).await.unwrap_or_default();
-        for (key, _) in keys.iter().filter_map(identity) {
+        let keys = self.identities(None, false).await.unwrap_or_default();
+        for (key, _) in keys {
             if let Err(error) = self.end(&key).await {
                 tracing::warn!(%key, %error, "a container stays behind");
             }

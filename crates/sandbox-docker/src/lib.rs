@@ -5,6 +5,7 @@ mod config;
 mod container;
 mod engine;
 mod images;
+mod spares;
 
 use std::sync::Arc;
 

@@ -1,11 +1,14 @@
 //! Sandboxes of a real Docker engine: the demands on every provider, and the attacks.
 #![expect(clippy::unwrap_used, reason = "helpers of tests may fail as tests do")]
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
+use bollard::query_parameters::ListContainersOptions;
 use vaquero_sandbox::conformance::{self, Finding, Outcome};
-use vaquero_sandbox::{ComputeProvider, attacks};
+use vaquero_sandbox::{ComputeProvider, Fence, Limits, SandboxKey, SandboxSpec, attacks};
 use vaquero_sandbox_docker::{DockerConfig, start};
 
 /// The engine that `cargo xtask test` started; none where there cannot be one.
@@ -38,6 +41,7 @@ async fn demand(name: &str, config: DockerConfig) {
             })
         },
         Some("vaquero-test:marked"),
+        20,
     )
     .await;
     conformance::keep(name, &findings);
@@ -87,4 +91,70 @@ async fn attack(config: DockerConfig, which: impl Fn(u8) -> bool) {
     };
     let succeeded: Vec<String> = verdicts.iter().filter_map(told).collect();
     assert!(succeeded.is_empty(), "{}", succeeded.join("\n\n"));
+}
+
+/// The running containers of a provider by what their names say of their sessions, with their ids.
+async fn containers(host: &str, dir: &Path) -> BTreeMap<String, String> {
+    let path = host.trim_start_matches("unix://");
+    let engine = bollard::Docker::connect_with_unix(path, 60, bollard::API_DEFAULT_VERSION);
+    let engine = engine.unwrap().negotiate_version().await.unwrap();
+    let listed = engine.list_containers(None::<ListContainersOptions>).await.unwrap();
+    let named = listed.into_iter().filter_map(|container| {
+        let sources = container.mounts?.into_iter().filter_map(|mount| mount.source);
+        sources.map(PathBuf::from).find(|source| source.starts_with(dir))?;
+        let name = container.names?.first()?.clone();
+        Some((name.split('.').nth(2)?.to_owned(), container.id?))
+    });
+    named.collect()
+}
+
+fn plain() -> SandboxSpec {
+    SandboxSpec {
+        generation: 1,
+        epoch: 1,
+        limits: Limits::default(),
+        env: BTreeMap::from([("OF".to_owned(), "all".to_owned())]),
+        outbound: None,
+        provision: None,
+        restored: false,
+        image: None,
+        provider: None,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_is_ready_before_it_is_wanted() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(config) = config(dir.path()) else { return };
+    let host = config.host.clone();
+    let spare = async || {
+        for _ in 0..600 {
+            let all = containers(&host, dir.path()).await;
+            if let Some((_, id)) = all.iter().find(|(session, _)| session.starts_with("spare-")) {
+                return id.clone();
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        panic!("there is none");
+    };
+    let provider = start(config, None).await.unwrap();
+    provider.prepare(&plain());
+    let session = format!("spares-{}", std::process::id());
+    let key = SandboxKey::default_of(&session);
+    let ready = spare().await;
+    let sandbox = provider.ensure(&key, &plain()).await.unwrap();
+    let now = containers(&host, dir.path()).await;
+    assert_eq!(now.get(&session), Some(&ready), "it is the one that was ready");
+    let fence = Fence { epoch: 1, generation: 1 };
+    let input = serde_json::json!({ "command": "echo hello >file; cat file; echo $OF" });
+    let result = sandbox.run("call", fence, "bash", &input, None).await.unwrap();
+    assert!(!result.is_error, "{result:?}");
+    let file = dir.path().join("docker/workspaces").join(&session).join("workspace/file");
+    assert_eq!(std::fs::read_to_string(file).unwrap(), "hello\n", "its files are the session's");
+    let next = spare().await;
+    assert_ne!(next, ready, "another is ready for the next one");
+    assert!(!provider.sessions().await.unwrap().iter().any(|name| name.starts_with("spare-")));
+    provider.destroy(&session).await.unwrap();
+    provider.shutdown(true).await;
+    assert_eq!(containers(&host, dir.path()).await, BTreeMap::new());
 }

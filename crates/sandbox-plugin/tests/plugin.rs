@@ -36,6 +36,7 @@ async fn the_example_does_all_that_is_demanded() {
             })
         },
         None,
+        50,
     )
     .await;
     let outcome = |wanted: fn(&Outcome) -> bool| {

@@ -84,15 +84,15 @@ const DEMANDS: &[Demand] = &[
     demand!("Sandboxes come and go and leave nothing", rounds),
 ];
 
-/// Holds a provider to everything.
-pub async fn run(start: Start<'_>, image: Option<&str>) -> Vec<Finding> {
+/// Holds a provider to everything. With an `image`, one that has `marked` in `/etc/image-mark`; `rounds` are how often sandboxes come and go.
+pub async fn run(start: Start<'_>, image: Option<&str>, rounds: u32) -> Vec<Finding> {
     let mut findings = Vec::new();
     let next = AtomicU64::new(1);
     for (demand, hold) in DEMANDS {
         let watcher: Arc<dyn Uplink> = Arc::new(Watcher::default());
         let outcome = match start(Some(watcher)).await {
             Ok(provider) => {
-                let bench = Bench { start, provider, image, next: &next };
+                let bench = Bench { start, provider, image, rounds, next: &next };
                 let limit = Duration::from_mins(3);
                 let held = tokio::time::timeout(limit, hold(&bench)).await;
                 let held = held.unwrap_or_else(|_| Err("it did not end".to_owned()));
@@ -127,6 +127,7 @@ struct Bench<'a> {
     start: Start<'a>,
     provider: Arc<dyn ComputeProvider>,
     image: Option<&'a str>,
+    rounds: u32,
     /// No two sessions have one name, whatever demand they are made for.
     next: &'a AtomicU64,
 }
@@ -503,7 +504,8 @@ async fn reap(bench: &Bench<'_>) -> Result<Outcome, String> {
 
 async fn rounds(bench: &Bench<'_>) -> Result<Outcome, String> {
     let before = bench.provider.sessions().await.map_err(told)?;
-    for _ in 0..8 {
+    let held = held_by_the_host();
+    for _ in 0..bench.rounds {
         let (key, sandbox) = bench.fresh().await?;
         bench.sh(sandbox.as_ref(), "true").await?;
         bench.provider.destroy(&key.session).await.map_err(told)?;
@@ -511,5 +513,18 @@ async fn rounds(bench: &Bench<'_>) -> Result<Outcome, String> {
     let after = bench.provider.sessions().await.map_err(told)?;
     let living = bench.provider.living().await.map_err(told)?;
     check(before == after && living.is_empty(), (before, after, living))?;
+    // The spares that are ready, and whatever else runs on this machine, take a few.
+    let now = held_by_the_host();
+    let leaked = held.iter().zip(&now).any(|(before, now)| *now > before + bench.rounds as usize / 2 + 50);
+    check(!leaked, (held, now))?;
     Ok(Outcome::Holds)
+}
+
+/// Descriptors of this process, and mounts and loop devices of the machine.
+fn held_by_the_host() -> [usize; 3] {
+    let lines = |path: &str| std::fs::read_to_string(path).map_or(0, |text| text.lines().count());
+    let entries = |path: &str| std::fs::read_dir(path).map_or(0, Iterator::count);
+    let loops = std::fs::read_dir("/sys/block").into_iter().flatten().flatten();
+    let backed = loops.filter(|block| block.path().join("loop/backing_file").exists()).count();
+    [entries("/proc/self/fd"), lines("/proc/self/mountinfo"), backed]
 }

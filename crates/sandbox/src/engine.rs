@@ -43,6 +43,11 @@ pub trait Engine: fmt::Debug + Send + Sync + 'static {
     /// One like this will be wanted soon.
     async fn ready(&self, _order: &Order<'_>) {}
 
+    /// Whether it is to be told, after each new sandbox, that the next one will be like it.
+    fn keeps_ready(&self) -> bool {
+        false
+    }
+
     /// The sandboxes that live.
     async fn list(&self) -> Result<Vec<(SandboxKey, u64)>, SandboxError>;
 

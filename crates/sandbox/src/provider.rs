@@ -142,7 +142,7 @@ impl<E: Engine> Provider<E> {
 
 impl<E: Engine> Inner<E> {
     /// Has one made ready while whoever will want it still thinks. Those with secrets have an authority of their own, and none is ready.
-    fn have_ready(self: &Arc<Self>, spec: &SandboxSpec) {
+    fn have_ready(self: &Arc<Self>, spec: &SandboxSpec, layer: Option<Layer>) {
         let secrets = spec.outbound.as_ref().is_some_and(|outbound| outbound.vaults.is_some());
         if secrets || check_spec(spec).is_err() || self.engine.check(spec).is_err() {
             return;
@@ -150,7 +150,8 @@ impl<E: Engine> Inner<E> {
         let (inner, spec) = (Arc::clone(self), spec.clone());
         self.shared.tasks.spawn(async move {
             let (key, env) = (SandboxKey::default_of("next"), variables(&spec));
-            inner.engine.ready(&order(&key, &spec, &env, None, None)).await;
+            let first = SandboxSpec { generation: 1, ..spec };
+            inner.engine.ready(&order(&key, &first, &env, None, layer)).await;
         });
     }
 
@@ -308,7 +309,12 @@ impl<E: Engine> Inner<E> {
         for _ in 0..4 {
             match self.engine.create(&order).await? {
                 Made::Line(line) => match self.adopt(key, spec, line).await {
-                    Ok(sandbox) => return Ok(sandbox),
+                    Ok(sandbox) => {
+                        if self.engine.keeps_ready() && order.is_a_sessions() {
+                            self.have_ready(spec, order.layer);
+                        }
+                        return Ok(sandbox);
+                    }
                     Err(SandboxError::StaleFence) => return Err(SandboxError::StaleFence),
                     Err(error) => {
                         last = error;
@@ -393,7 +399,7 @@ impl<E: Engine> ComputeProvider for Provider<E> {
         if spec.provision.is_some() {
             self.inner.prepare(spec);
         } else {
-            self.inner.have_ready(spec);
+            self.inner.have_ready(spec, None);
         }
     }
 

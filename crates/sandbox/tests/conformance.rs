@@ -34,6 +34,7 @@ async fn local_sandboxes_do_all_that_is_demanded() {
             })
         },
         None,
+        1_000,
     )
     .await;
     conformance::keep("local", &findings);

@@ -92,9 +92,7 @@ pub(crate) async fn compute(
         providers.push(provider.with_context(|| format!("--sandbox {}", choice.name()))?);
     }
     let default = providers.remove(0);
-    if providers.is_empty() {
-        return Ok(default);
-    }
+    // Also where there is only one: an environment may name another.
     Ok(Arc::new(Providers::new(default, providers)))
 }
 
@@ -150,6 +148,7 @@ async fn docker(
     docker.runtime = runtime;
     docker.degraded = config.sandbox_limits == LimitsChoice::Degraded;
     docker.idle_stop = Duration::from_secs(config.sandbox_idle_seconds);
+    docker.spares = config.sandbox_spares;
     Ok(Arc::new(vaquero_sandbox_docker::start(docker, Some(egress)).await?))
 }
 

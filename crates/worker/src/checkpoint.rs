@@ -22,7 +22,7 @@ use vaquero_blob::{BlobError, Blobs};
 use vaquero_sandbox::{Fence, Piece, Sandbox, SandboxError};
 use vaquero_store::{
     CommitError, Document, DocumentQuery, EventQuery, Expect, Order, SharedStore, StoreError,
-    WorkerName, Write, document::CHECKPOINT, sandboxes,
+    WorkerName, Write, document::CHECKPOINT,
 };
 use vaquero_types::{Clock, EventId, SessionId, Timestamp, WorkspaceId, checkpoint::Source};
 
@@ -221,6 +221,33 @@ impl Checkpoints {
         Ok((write, restore.then_some(Restore { kept, sources })))
     }
 
+    /// The first sandbox of a session could not be made, and there are no files: nothing is lost with it, so nothing is to be brought back for the next.
+    pub(crate) async fn never_made(
+        &self,
+        workspace: &WorkspaceId,
+        session: &SessionId,
+        generation: u64,
+    ) -> Result<(), StoreError> {
+        let Read { revision, checkpoint } = self.read(workspace, session).await?;
+        let Checkpoint { kept, sources, restore, .. } = &checkpoint;
+        let (Some(revision), None, false) = (revision, kept, *restore) else { return Ok(()) };
+        let ours = checkpoint.holder == self.name && checkpoint.generation == generation;
+        if !ours || !sources.is_empty() {
+            return Ok(());
+        }
+        let forget = Write::DeleteDocument {
+            workspace: workspace.clone(),
+            kind: CHECKPOINT.to_owned(),
+            id: session.as_str().to_owned(),
+            expect: Expect::Revision(revision),
+        };
+        match self.store.commit(vec![forget], self.clock.now()).await {
+            Err(CommitError::Store(error)) => Err(error),
+            // Another brain has it by now.
+            Ok(_) | Err(_) => Ok(()),
+        }
+    }
+
     /// Whether the workspace here is all there: bringing it may have been cut short.
     pub(crate) async fn is_whole(
         &self,
@@ -247,17 +274,12 @@ impl Checkpoints {
         restore: Restore,
         sandbox: &dyn Sandbox,
         fence: Fence,
-    ) -> Result<Option<String>, CheckpointError> {
+    ) -> Result<String, CheckpointError> {
         let told = match &restore.kept {
             None if !restore.sources.is_empty() => {
                 let told = self.restore_fork(workspace, &restore.sources, sandbox, fence).await?;
                 self.settle(workspace, session, fence.generation).await?;
-                return Ok(Some(told));
-            }
-            // Its earlier sandboxes could not be made: nothing is lost with them.
-            None if sandboxes::list(self.store.as_ref(), Some(session), true).await?.is_empty() => {
-                self.settle(workspace, session, fence.generation).await?;
-                return Ok(None);
+                return Ok(told);
             }
             None => "There is no checkpoint of /workspace: its files are lost.".to_owned(),
             Some(kept) => {
@@ -284,9 +306,9 @@ impl Checkpoints {
             }
         };
         self.settle(workspace, session, fence.generation).await?;
-        Ok(Some(format!(
+        Ok(format!(
             "The machine that held this session's sandbox is gone. {told} Running programs and everything outside /workspace are gone."
-        )))
+        ))
     }
 
     /// Brings what a fork began with into its first sandbox.

@@ -419,7 +419,11 @@ async fn make(
 ) -> Result<(Arc<dyn Sandbox>, Option<String>), SandboxError> {
     origin.complete(world, &mut spec).await?;
     let (Some(restore), Some(checkpoints)) = (restore, &world.checkpoints) else {
-        return Ok((world.compute.ensure(key, &spec).await?, None));
+        let made = world.compute.ensure(key, &spec).await;
+        if made.is_err() && !world.compute.has_workspace(&key.session).await {
+            never_made(world, origin, key, spec.generation).await;
+        }
+        return Ok((made?, None));
     };
     // What is here is of an older generation, or only a part.
     world.compute.destroy(&key.session).await?;
@@ -428,11 +432,20 @@ async fn make(
     let session = SessionId::from_wire(key.session.clone());
     let fence = Fence { epoch: spec.epoch, generation: spec.generation };
     match checkpoints.restore(&origin.workspace, &session, restore, sandbox.as_ref(), fence).await {
-        Ok(notice) => Ok((sandbox, notice)),
+        Ok(notice) => Ok((sandbox, Some(notice))),
         Err(error) => {
             world.compute.destroy(&key.session).await?;
             Err(unusable("its workspace cannot be brought back", &error))
         }
+    }
+}
+
+async fn never_made(world: &World, origin: &Origin, key: &SandboxKey, generation: u64) {
+    let Some(checkpoints) = &world.checkpoints else { return };
+    let session = SessionId::from_wire(key.session.clone());
+    let noted = checkpoints.never_made(&origin.workspace, &session, generation).await;
+    if let Err(error) = noted {
+        tracing::warn!(%session, %error, "a sandbox that was never made counts as one that is gone");
     }
 }
 

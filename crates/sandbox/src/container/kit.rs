@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use crate::launcher::foreign;
+use crate::launcher::foreign::Linked;
 use crate::remove::remove_tree;
 
 /// Where a kit is mounted.
@@ -33,14 +33,13 @@ impl Kit {
         for other in fs::read_dir(below)?.flatten().filter(|other| other.path() != dir) {
             remove_tree(&other.path())?;
         }
-        let making = below.join(format!("{name}.making"));
-        let start = foreign::carry(exe, &making, Path::new(PLACE))?;
-        if dir.is_dir() {
-            remove_tree(&making)?;
-        } else {
+        let linked = Linked::of(exe)?;
+        if !dir.is_dir() {
+            let making = below.join(format!("{name}.making"));
+            linked.copy(&making)?;
             fs::rename(&making, &dir)?;
         }
-        Ok(Self { dir, start })
+        Ok(Self { dir, start: linked.start(Path::new(PLACE)) })
     }
 
     /// Its directory on this machine.

@@ -138,6 +138,14 @@ impl Place {
         made.map_err(|e| SandboxError::io("cannot make the session's files", e))
     }
 
+    /// Gives what one sandbox has to another, which has nothing yet. Whoever sees it by a mount goes on seeing it.
+    pub fn rename(&self, from: &SandboxKey, to: &SandboxKey) -> Result<(), SandboxError> {
+        let files = fs::rename(self.files.of(&from.session), self.files.of(&to.session));
+        files
+            .and_then(|()| fs::rename(self.of(from), self.of(to)))
+            .map_err(|e| SandboxError::io("cannot give a sandbox to a session", e))
+    }
+
     /// Removes what a container that is gone has left.
     pub fn forget(&self, key: &SandboxKey) -> Result<(), SandboxError> {
         remove_tree(&self.of(key))

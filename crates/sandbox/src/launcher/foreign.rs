@@ -21,32 +21,53 @@ pub(crate) enum Start {
 
 /// Puts a hand and its libraries below `root`.
 pub(crate) fn build(root: &Path) -> io::Result<Start> {
-    let own = Path::new("/proc/self/exe");
-    let words = carry(own, &root.join(PLACE), &Path::new("/").join(PLACE))?;
-    let words: Result<Vec<_>, _> = words.into_iter().map(CString::new).collect();
-    let words = words?;
-    match words.as_slice() {
-        [loader, _, ..] => Ok(Start::Loaded(loader.clone(), words)),
+    let linked = Linked::of(Path::new("/proc/self/exe"))?;
+    if linked.loader().is_none() {
         // Linked with nothing, it starts anywhere.
-        _ => Ok(Start::Sealed),
+        return Ok(Start::Sealed);
     }
+    linked.copy(&root.join(PLACE))?;
+    let words = linked.start(&Path::new("/").join(PLACE)).into_iter().map(CString::new);
+    let words: Vec<CString> = words.collect::<Result<_, _>>()?;
+    Ok(Start::Loaded(words[0].clone(), words))
 }
 
-/// Copies an executable and all it was linked with to a directory that will be at `place`: the words that start it there.
-pub(crate) fn carry(exe: &Path, dir: &Path, place: &Path) -> io::Result<Vec<String>> {
-    let libraries = libraries(exe)?;
-    fs::create_dir_all(dir)?;
-    for (name, path) in &libraries {
-        copy(path, &dir.join(name))?;
+/// An executable with all it was linked with.
+pub(crate) struct Linked<'a> {
+    exe: &'a Path,
+    /// Each by the name it is asked for by.
+    libraries: Vec<(String, PathBuf)>,
+}
+
+impl<'a> Linked<'a> {
+    pub(crate) fn of(exe: &'a Path) -> io::Result<Self> {
+        Ok(Self { exe, libraries: libraries(exe)? })
     }
-    copy(exe, &dir.join("hand"))?;
-    let within = |name: &str| place.join(name).display().to_string();
-    Ok(match libraries.iter().find(|(name, _)| name.starts_with("ld-")) {
-        Some((loader, _)) => {
-            vec![within(loader), "--library-path".to_owned(), within(""), within("hand")]
+
+    fn loader(&self) -> Option<&str> {
+        let names = self.libraries.iter().map(|(name, _)| name.as_str());
+        names.into_iter().find(|name| name.starts_with("ld-"))
+    }
+
+    /// Copies all of it to a directory.
+    pub(crate) fn copy(&self, dir: &Path) -> io::Result<()> {
+        fs::create_dir_all(dir)?;
+        for (name, path) in &self.libraries {
+            copy(path, &dir.join(name))?;
         }
-        None => vec![within("hand")],
-    })
+        copy(self.exe, &dir.join("hand"))
+    }
+
+    /// The words that start it from a copy at that place.
+    pub(crate) fn start(&self, place: &Path) -> Vec<String> {
+        let within = |name: &str| place.join(name).display().to_string();
+        match self.loader() {
+            Some(loader) => {
+                vec![within(loader), "--library-path".to_owned(), within(""), within("hand")]
+            }
+            None => vec![within("hand")],
+        }
+    }
 }
 
 fn copy(from: &Path, to: &Path) -> io::Result<()> {
