@@ -51,10 +51,7 @@ pub(crate) fn key_of(owner: &str, name: &str) -> Option<SandboxKey> {
 /// The container of an order.
 pub(crate) fn body(order: &Order<'_>, parts: &Parts<'_>) -> ContainerCreateBody {
     let building = order.layer.as_ref().is_some_and(|layer| layer.building);
-    let labels = [
-        (OWNER, parts.owner.to_owned()),
-        (GENERATION, order.generation.to_string()),
-    ];
+    let labels = [(OWNER, parts.owner.to_owned()), (GENERATION, order.generation.to_string())];
     let mut words = parts.kit.start().to_vec();
     words.extend(contained_command_line(order, &Port::address(), parts.way_out, parts.linger));
     let variables = variables(order).into_iter().map(|(name, value)| format!("{name}={value}"));

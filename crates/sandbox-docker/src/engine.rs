@@ -12,7 +12,8 @@ use bollard::models::{
 };
 use bollard::query_parameters::{
     CreateContainerOptionsBuilder, InspectContainerOptions, ListContainersOptionsBuilder,
-    RemoveContainerOptionsBuilder, RenameContainerOptionsBuilder, StartContainerOptions, WaitContainerOptions,
+    RemoveContainerOptionsBuilder, RenameContainerOptionsBuilder, StartContainerOptions,
+    WaitContainerOptions,
 };
 use bollard::{API_DEFAULT_VERSION, Docker as Client};
 use futures::StreamExt;
@@ -117,7 +118,8 @@ impl Docker {
         }
         let spare = self.spares.take(&Kind::of(order)?)?;
         let owner = self.place.owner();
-        let options = RenameContainerOptionsBuilder::default().name(&name(owner, order.key)).build();
+        let options =
+            RenameContainerOptionsBuilder::default().name(&name(owner, order.key)).build();
         let renamed = self.client.rename_container(&name(owner, &spare.key), options).await;
         let renamed = renamed.map_err(|error| failed("cannot rename a container", &error));
         match renamed.and_then(|()| self.place.rename(&spare.key, order.key)) {

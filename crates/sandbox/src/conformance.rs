@@ -515,7 +515,8 @@ async fn rounds(bench: &Bench<'_>) -> Result<Outcome, String> {
     check(before == after && living.is_empty(), (before, after, living))?;
     // The spares that are ready, and whatever else runs on this machine, take a few.
     let now = held_by_the_host();
-    let leaked = held.iter().zip(&now).any(|(before, now)| *now > before + bench.rounds as usize / 2 + 50);
+    let leaked =
+        held.iter().zip(&now).any(|(before, now)| *now > before + bench.rounds as usize / 2 + 50);
     check(!leaked, (held, now))?;
     Ok(Outcome::Holds)
 }

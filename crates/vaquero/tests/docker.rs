@@ -156,6 +156,8 @@ async fn an_engine_is_killed_and_started_under_running_sessions() -> anyhow::Res
     let mut server = Server::new(EXE, &model.base)?;
     server.set("VAQUERO_SANDBOX", "docker");
     server.set_docker(&engine.host());
+    // What is left is counted at the end.
+    server.set("VAQUERO_SANDBOX_SPARES", "0");
     server.start().await?;
     let client = server.client();
     let session = client.session_in(json!({ "type": "cloud" })).await?;
