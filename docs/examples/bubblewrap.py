@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """A provider of one's own: sandboxes by bubblewrap. Run the server as root with
 --sandbox plugin --sandbox-plugin "python3 bubblewrap.py" --sandbox-limits degraded"""
-import json, os, signal, subprocess, sys, tempfile
+import json, os, subprocess, sys, tempfile
 
 STATE = os.path.join(tempfile.gettempdir(), "bubblewrap-provider")  # a file for each sandbox: its process and generation
 CAPABILITIES = "CHOWN DAC_OVERRIDE FOWNER FSETID KILL SETUID SETGID NET_BIND_SERVICE NET_ADMIN SETPCAP".split()
@@ -48,9 +48,8 @@ def list_(ask):
     return {"sandboxes": [{"sandbox": name, "generation": it["generation"]} for name, it in known if it]}
 
 def end(ask):
-    while it := alive(ask["sandbox"]):
-        subprocess.run(["pkill", "-KILL", "-P", str(it["process"])])  # its first process, and all others with it
-        os.kill(it["process"], signal.SIGKILL)
+    while it := alive(ask["sandbox"]):  # its first process, and all others with it; whatever is gone by now is gone
+        subprocess.run(["sh", "-c", f"pkill -KILL -P {it['process']}; kill -KILL {it['process']}"], stderr=-3)
     subprocess.run(["rm", "-f", os.path.join(STATE, ask["sandbox"])])
     return {}
 

@@ -19,12 +19,13 @@ use bollard::{API_DEFAULT_VERSION, Docker as Client};
 use futures::StreamExt;
 use vaquero_sandbox::container::{Place, WayOut};
 use vaquero_sandbox::{
-    Capabilities, Engine, Isolation, LimitsBy, LimitsState, Line, Made, Networking, Order, Quota,
-    Sandbox, SandboxError, SandboxKey, SandboxSpec, Walls, check_runs,
+    Capabilities, Engine, Files, Isolation, LimitsBy, LimitsState, Line, Made, Networking, Order,
+    Quota, Sandbox, SandboxError, SandboxKey, SandboxSpec, Walls, check_runs,
 };
 
 use crate::config::DockerConfig;
 use crate::container::{GENERATION, OWNER, Parts, body, key_of, name};
+use crate::errors::{failed, is_conflict, is_missing};
 use crate::images::{self, Layers};
 use crate::spares::{Kind, SPARE, Spares};
 
@@ -350,28 +351,6 @@ fn is_reference(image: &str) -> bool {
         && image.chars().all(letter)
 }
 
-pub(crate) fn failed(what: &str, error: &Error) -> SandboxError {
-    let mut text = format!("{what}: {error}");
-    let mut source = std::error::Error::source(error);
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    SandboxError::unavailable(text, "see that the Docker engine runs, and what it has to say")
-}
-
-fn has_status(error: &Error, status: u16) -> bool {
-    matches!(error, Error::DockerResponseServerError { status_code, .. } if *status_code == status)
-}
-
-pub(crate) fn is_missing(error: &Error) -> bool {
-    has_status(error, 404)
-}
-
-fn is_conflict(error: &Error) -> bool {
-    has_status(error, 409)
-}
-
 fn runs(container: &ContainerSummary) -> bool {
     matches!(
         container.state,
@@ -491,21 +470,12 @@ impl Engine for Docker {
         Ok(())
     }
 
-    async fn with_files(&self) -> Result<Vec<String>, SandboxError> {
-        let names = self.place.files().names()?.into_iter();
-        Ok(names.filter(|name| !name.starts_with(SPARE)).collect())
+    fn files(&self) -> &Files {
+        self.place.files()
     }
 
-    async fn has_files(&self, session: &str) -> bool {
-        self.place.files().of(session).is_dir()
-    }
-
-    async fn discard(&self, session: &str) -> Result<(), SandboxError> {
-        self.place.files().discard(session).await
-    }
-
-    fn counted(&self, session: &str) -> Option<PathBuf> {
-        Some(self.place.files().of(session))
+    fn is_spare(&self, session: &str) -> bool {
+        session.starts_with(SPARE)
     }
 
     async fn ground(&self, spec: &SandboxSpec) -> Result<BTreeMap<String, String>, SandboxError> {
@@ -526,12 +496,12 @@ impl Engine for Docker {
         let files = self.place.files().of(&key.session);
         self.layers.keep(&self.client, &name(self.place.owner(), key), layer, &files).await?;
         self.end(key).await?;
-        self.discard(&key.session).await
+        self.place.files().discard(&key.session).await
     }
 
     async fn abandon_layer(&self, name: &str) {
         let session = format!("{}{name}", vaquero_sandbox::BUILD);
-        if let Err(error) = self.discard(&session).await {
+        if let Err(error) = self.place.files().discard(&session).await {
             tracing::warn!(layer = name, %error, "cannot remove what an installation left behind");
         }
     }

@@ -13,7 +13,7 @@ use futures::StreamExt;
 use vaquero_sandbox::container::SEEDS;
 use vaquero_sandbox::{SandboxError, mark_used, remove_tree, unused};
 
-use crate::engine::{failed, is_missing};
+use crate::errors::{failed, is_missing};
 
 /// The id of an image, which is fetched if the engine does not have it.
 pub(crate) async fn find(client: &Client, image: &str) -> Result<String, SandboxError> {

@@ -4,6 +4,7 @@
 mod config;
 mod container;
 mod engine;
+mod errors;
 mod images;
 mod spares;
 

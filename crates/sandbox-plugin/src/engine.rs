@@ -1,14 +1,13 @@
 //! The engine behind a plug-in: what is the server's of each sandbox is made ready here, and the rest is asked for.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use serde_json::Value;
 use vaquero_sandbox::container::{Place, Port, WayOut, variables};
 use vaquero_sandbox::{
-    Capabilities, Engine, Isolation, LimitsState, Line, Made, Networking, Order, Quota, Sandbox,
-    SandboxError, SandboxKey, SandboxSpec, Walls, check_runs, contained_command_line,
+    Capabilities, Engine, Files, Isolation, LimitsState, Line, Made, Networking, Order, Quota,
+    Sandbox, SandboxError, SandboxKey, SandboxSpec, Walls, check_runs, contained_command_line,
 };
 
 use crate::PluginConfig;
@@ -202,20 +201,8 @@ impl Engine for Plugin {
         Ok(())
     }
 
-    async fn with_files(&self) -> Result<Vec<String>, SandboxError> {
-        self.place.files().names()
-    }
-
-    async fn has_files(&self, session: &str) -> bool {
-        self.place.files().of(session).is_dir()
-    }
-
-    async fn discard(&self, session: &str) -> Result<(), SandboxError> {
-        self.place.files().discard(session).await
-    }
-
-    fn counted(&self, session: &str) -> Option<PathBuf> {
-        Some(self.place.files().of(session))
+    fn files(&self) -> &Files {
+        self.place.files()
     }
 
     async fn shutdown(&self, linger: bool) {

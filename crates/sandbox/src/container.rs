@@ -20,9 +20,9 @@ pub use self::kit::Kit;
 pub use self::line::Port;
 pub use self::place::{Mount, Place};
 use crate::engine::Order;
-use crate::launcher::members::{UNSEEDED, make_session_dirs, standard_variables};
 use crate::launcher::rootfs::{MASKED_DIRS, MASKED_FILES};
 use crate::launcher::seed;
+use crate::launcher::session::{UNSEEDED, make_session_dirs, standard_variables};
 use crate::launcher::skeleton::{HOST_BUNDLE, SESSION_DIRS, write_trust};
 use crate::seam::Trust;
 

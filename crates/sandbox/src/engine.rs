@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::error::SandboxError;
+use crate::files::Files;
 use crate::seam::{Arrivals, Capabilities, Limits, Sandbox, SandboxKey, SandboxSpec, Trust};
 
 /// Session ids beginning so are the provider's own: sandboxes that prove the walls.
@@ -57,17 +58,18 @@ pub trait Engine: fmt::Debug + Send + Sync + 'static {
     /// Ends every sandbox of a session.
     async fn end_session(&self, session: &str) -> Result<(), SandboxError>;
 
-    /// The sessions that have files here.
-    async fn with_files(&self) -> Result<Vec<String>, SandboxError>;
+    /// Sessions' files.
+    fn files(&self) -> &Files;
 
-    /// Whether a session has files here.
-    async fn has_files(&self, session: &str) -> bool;
-
-    /// Removes the files of a session, whose sandboxes have ended.
-    async fn discard(&self, session: &str) -> Result<(), SandboxError>;
+    /// Whether a session is the engine's own: one that nobody has yet.
+    fn is_spare(&self, _session: &str) -> bool {
+        false
+    }
 
     /// Where the files of a session can be counted, if nothing else keeps them from growing.
-    fn counted(&self, session: &str) -> Option<PathBuf>;
+    fn counted(&self, session: &str) -> Option<PathBuf> {
+        Some(self.files().of(session))
+    }
 
     /// Where calls start in a sandbox of that session.
     fn workdir(&self, _session: &str) -> String {

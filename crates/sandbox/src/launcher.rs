@@ -18,6 +18,7 @@ mod public;
 pub(crate) mod rootfs;
 pub(crate) mod seccomp;
 pub(crate) mod seed;
+pub(crate) mod session;
 pub(crate) mod skeleton;
 mod spares;
 mod start;

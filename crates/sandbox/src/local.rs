@@ -277,17 +277,12 @@ impl Engine for Local {
         }
     }
 
-    async fn with_files(&self) -> Result<Vec<String>, SandboxError> {
-        let names = self.files.names()?.into_iter();
-        Ok(names.filter(|name| !name.starts_with(SPARE)).collect())
+    fn files(&self) -> &Files {
+        &self.files
     }
 
-    async fn has_files(&self, session: &str) -> bool {
-        self.files.of(session).is_dir()
-    }
-
-    async fn discard(&self, session: &str) -> Result<(), SandboxError> {
-        self.files.discard(session).await
+    fn is_spare(&self, session: &str) -> bool {
+        session.starts_with(SPARE)
     }
 
     fn counted(&self, session: &str) -> Option<PathBuf> {
@@ -320,7 +315,7 @@ impl Engine for Local {
         let kept = tokio::task::spawn_blocking(move || layers::keep(&dir, &name, isolated)).await;
         let kept = kept.map_err(io::Error::other).and_then(|kept| kept);
         kept.map_err(|e| SandboxError::io("cannot keep what was installed", e))?;
-        if isolated { Ok(()) } else { self.discard(&key.session).await }
+        if isolated { Ok(()) } else { self.files.discard(&key.session).await }
     }
 
     async fn abandon_layer(&self, name: &str) {

@@ -261,7 +261,7 @@ impl<E: Engine> Inner<E> {
         let _turn = self.turn(session).await;
         self.forget(|k| k.session == session, "its session was deleted");
         self.engine.end_session(session).await?;
-        self.engine.discard(session).await
+        self.engine.files().discard(session).await
     }
 
     async fn ensure(
@@ -436,13 +436,14 @@ impl<E: Engine> ComputeProvider for Provider<E> {
 
     async fn sessions(&self) -> Result<BTreeSet<String>, SandboxError> {
         let living = self.inner.engine.list().await?.into_iter().map(|(key, _)| key.session);
-        let with_files = self.inner.engine.with_files().await?;
+        let with_files = self.inner.engine.files().names()?;
         let all = living.chain(with_files);
-        Ok(all.filter(|session| !session.starts_with(BUILD)).collect())
+        let own = |name: &String| name.starts_with(BUILD) || self.inner.engine.is_spare(name);
+        Ok(all.filter(|session| !own(session)).collect())
     }
 
     async fn has_workspace(&self, session: &str) -> bool {
-        check_part("session", session).is_ok() && self.inner.engine.has_files(session).await
+        check_part("session", session).is_ok() && self.inner.engine.files().of(session).is_dir()
     }
 
     async fn shutdown(&self, linger: bool) {

@@ -6,7 +6,6 @@ use std::ffi::CString;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -21,46 +20,24 @@ use super::cgroup::Group;
 use super::child::{self, CONTROL_FD, Plan, Walls};
 use super::layer::LayerPlan;
 use super::mounts::{Source, c_path};
-use super::network::{PROXY_PORT, SOCKETS};
+use super::network::SOCKETS;
 use super::rootfs::RootPlan;
-use super::skeleton::{SESSION_DIRS, write_trust};
+use super::session::{UNSEEDED, standard_variables};
+use super::skeleton::write_trust;
 use super::start::Ready;
 use super::sys::{self, ATTR_NODEV, ATTR_NOSUID, ATTR_RDONLY, Cloned};
 use super::uids::{IdMapping, RANGE};
 use super::{Trouble, now, probe};
 use crate::engine::Layer;
 use crate::hand::command_line;
-use crate::remove::remove_tree;
 use crate::seam::{Limits, SandboxKey, Trust};
 
 /// A child that has not become PID 1 within this time never will.
 const START_TIMEOUT: Duration = Duration::from_secs(20);
 /// The same for one that copies files first.
 const SEED_TIMEOUT: Duration = Duration::from_mins(10);
-/// In a session's directory until what it begins with has been copied.
-pub(crate) const UNSEEDED: &str = "unseeded";
 
 const SEARCH_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-
-/// Where programs are told to look for certificates, by the names under which they ask.
-const TRUST: &str = "/etc/ssl/certs/ca-certificates.crt";
-const TRUSTING: [&str; 12] = [
-    "SSL_CERT_FILE",
-    "CURL_CA_BUNDLE",
-    "REQUESTS_CA_BUNDLE",
-    "PIP_CERT",
-    "NODE_EXTRA_CA_CERTS",
-    "GIT_SSL_CAINFO",
-    "CARGO_HTTP_CAINFO",
-    "AWS_CA_BUNDLE",
-    "DENO_CERT",
-    "NIX_SSL_CERT_FILE",
-    "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH",
-    "HTTPLIB2_CA_CERTS",
-];
-
-/// The same for Java, which asks only itself.
-const JAVA_TRUST: &str = "-Djavax.net.ssl.trustStore=/etc/ssl/certs/java/cacerts";
 
 /// What is asked for.
 pub(crate) struct Order<'a> {
@@ -111,46 +88,6 @@ pub(crate) struct Dying {
     pub(crate) pidfd: Option<OwnedFd>,
     pub(crate) base: Option<u32>,
     group: Group,
-}
-
-/// Makes the session's directories, owned by the sandbox's ids; whether nothing has run in them yet.
-///
-/// With `seeded`, they count as new until [`UNSEEDED`] is removed.
-pub(crate) fn make_session_dirs(
-    session: &Path,
-    base: Option<u32>,
-    seeded: bool,
-) -> io::Result<bool> {
-    let mut fresh = make_dir(session, 0o700)?;
-    let unseeded = session.join(UNSEEDED);
-    if !fresh && unseeded.exists() {
-        for (name, _) in SESSION_DIRS {
-            remove_tree(&session.join(name))?;
-        }
-        fresh = true;
-        // Without a layer now, nothing would take the mark away once there are files.
-        fs::remove_file(&unseeded)?;
-    }
-    if fresh && seeded {
-        fs::write(unseeded, "")?;
-    }
-    for (name, _) in SESSION_DIRS {
-        let dir = session.join(name);
-        if make_dir(&dir, 0o755)?
-            && let Some(base) = base
-        {
-            std::os::unix::fs::lchown(&dir, Some(base), Some(base))?;
-        }
-    }
-    Ok(fresh)
-}
-
-fn make_dir(dir: &Path, mode: u32) -> io::Result<bool> {
-    match fs::DirBuilder::new().mode(mode).create(dir) {
-        Ok(()) => Ok(true),
-        Err(e) if e.kind() == io::ErrorKind::AlreadyExists && !dir.is_symlink() => Ok(false),
-        Err(e) => Err(e),
-    }
 }
 
 impl Member {
@@ -416,30 +353,6 @@ fn environment(order: &Order<'_>) -> io::Result<Vec<CString>> {
     all.insert("PATH".to_owned(), SEARCH_PATH.to_owned());
     all.extend(order.env.clone());
     all.iter().map(|(name, value)| Ok(CString::new(format!("{name}={value}"))?)).collect()
-}
-
-/// The variables of every sandbox's processes, beside `PATH`.
-pub(crate) fn standard_variables(
-    home: &str,
-    network: bool,
-    trust: bool,
-) -> BTreeMap<String, String> {
-    let fixed = [("HOME", home), ("LANG", "C.UTF-8"), ("TERM", "dumb")];
-    let mut all: BTreeMap<&str, &str> = fixed.into();
-    let proxy = format!("http://127.0.0.1:{PROXY_PORT}");
-    if network {
-        for name in ["HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"] {
-            all.insert(name, &proxy);
-        }
-        if trust {
-            all.extend(TRUSTING.map(|name| (name, TRUST)));
-            all.insert("JAVA_TOOL_OPTIONS", JAVA_TRUST);
-        }
-        for name in ["NO_PROXY", "no_proxy"] {
-            all.insert(name, "localhost,127.0.0.1,::1");
-        }
-    }
-    all.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
 }
 
 fn map_ids(pid: libc::pid_t, base: Option<u32>) -> io::Result<()> {

@@ -6,7 +6,8 @@ use std::os::fd::OwnedFd;
 
 use super::Office;
 use crate::launcher::layer::{layer_dir, session_of};
-use crate::launcher::members::{Member, Order, make_session_dirs};
+use crate::launcher::members::{Member, Order};
+use crate::launcher::session::make_session_dirs;
 use crate::launcher::spares::{self, Kind, is_spare};
 use crate::launcher::uids::{IdMapping, range_of};
 use crate::launcher::wire::{self, Answer, Ask, Listed, PAGE, Question};
