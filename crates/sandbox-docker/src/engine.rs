@@ -224,9 +224,12 @@ impl Docker {
     async fn start(&self, order: &Order<'_>) -> Result<Made, SandboxError> {
         let image = match &order.layer {
             Some(layer) if !layer.building => self.layers.image(&layer.name),
-            _ => order.image.unwrap_or(&self.config.image).to_owned(),
+            _ => {
+                let image = order.image.unwrap_or(&self.config.image);
+                images::find(&self.client, image).await?;
+                image.to_owned()
+            }
         };
-        images::find(&self.client, &image).await?;
         let seeds = order.layer.as_ref().filter(|layer| layer.workspace && !layer.building);
         let seeds = seeds.map(|layer| self.layers.seeds(&layer.name));
         let parts = Parts {

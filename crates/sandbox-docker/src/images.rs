@@ -15,10 +15,22 @@ use vaquero_sandbox::{SandboxError, mark_used, remove_tree, unused};
 
 use crate::errors::{failed, is_missing};
 
-/// The id of an image, which is fetched if the engine does not have it.
+/// What images with something installed are called.
+const OURS: &str = "vaquero/";
+
+/// The id of an image that an environment may name, which is fetched if the engine does not have it.
 pub(crate) async fn find(client: &Client, image: &str) -> Result<String, SandboxError> {
     match client.inspect_image(image).await {
-        Ok(found) => return Ok(found.id.unwrap_or_default()),
+        Ok(found) => {
+            // Also by the beginning of an id: what one environment has installed is nobody else's.
+            let tags = found.repo_tags.unwrap_or_default();
+            if tags.iter().any(|tag| tag.starts_with(OURS)) {
+                return Err(SandboxError::Invalid(format!(
+                    "the image {image} is what an environment has installed, and cannot be named"
+                )));
+            }
+            return Ok(found.id.unwrap_or_default());
+        }
         Err(error) if is_missing(&error) => {}
         Err(error) => return Err(failed("cannot look for the image", &error)),
     }
@@ -54,7 +66,7 @@ pub(crate) struct Layers {
 
 impl Layers {
     pub(crate) fn new(dir: PathBuf, owner: &str) -> Self {
-        Self { dir, repository: format!("vaquero/{owner}") }
+        Self { dir, repository: format!("{OURS}{owner}") }
     }
 
     /// Of which image containers with a layer are made.

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bollard::query_parameters::ListContainersOptions;
+use bollard::query_parameters::{CreateImageOptionsBuilder, ListContainersOptions};
+use futures::StreamExt;
 use vaquero_sandbox::conformance::{self, Finding, Outcome};
 use vaquero_sandbox::{ComputeProvider, Fence, Limits, SandboxKey, SandboxSpec, attacks};
 use vaquero_sandbox_docker::{DockerConfig, start};
@@ -157,4 +158,32 @@ async fn a_container_is_ready_before_it_is_wanted() {
     provider.destroy(&session).await.unwrap();
     provider.shutdown(true).await;
     assert_eq!(containers(&host, dir.path()).await, BTreeMap::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_environment_has_installed_cannot_be_named_by_another() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(config) = config(dir.path()) else { return };
+    let engine = bollard::Docker::connect_with_unix(
+        config.host.trim_start_matches("unix://"),
+        60,
+        bollard::API_DEFAULT_VERSION,
+    );
+    let engine = engine.unwrap().negotiate_version().await.unwrap();
+    let options =
+        CreateImageOptionsBuilder::default().from_src("-").repo("vaquero/other").tag("layer");
+    // An archive without a file, which is an image all the same.
+    let empty = bollard::body_full(vec![0; 1024].into());
+    let made = engine.create_image(Some(options.build()), Some(empty), None);
+    assert!(made.collect::<Vec<_>>().await.iter().all(Result::is_ok));
+    let id = engine.inspect_image("vaquero/other:layer").await.unwrap().id.unwrap();
+    let provider = start(config, None).await.unwrap();
+    let short = id.trim_start_matches("sha256:")[..20].to_owned();
+    for name in ["vaquero/other:layer".to_owned(), id, short] {
+        let wanted = SandboxSpec { image: Some(name.clone()), ..plain() };
+        let refused = provider.ensure(&SandboxKey::default_of("thief"), &wanted).await;
+        let refused = refused.err().unwrap().to_string();
+        assert!(refused.contains("cannot be named"), "{name}: {refused}");
+    }
+    provider.shutdown(false).await;
 }

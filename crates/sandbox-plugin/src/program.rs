@@ -20,6 +20,9 @@ const PATIENCE: Duration = Duration::from_mins(2);
 /// The longest line.
 const LINE: u64 = 4 << 20;
 
+/// How the names of variables begin that are the server's own.
+const SECRET: [&str; 3] = ["VAQUERO_", "ANTHROPIC_", "AWS_"];
+
 type Waiting = Arc<Mutex<HashMap<u64, oneshot::Sender<Answer>>>>;
 
 #[derive(Debug)]
@@ -53,6 +56,13 @@ impl Program {
         };
         let mut command = Command::new(program);
         command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
+        // A plug-in that passes its own variables on must not give the server's secrets away.
+        for (name, _) in std::env::vars_os() {
+            let known = name.to_string_lossy();
+            if SECRET.iter().any(|prefix| known.starts_with(prefix)) {
+                command.env_remove(name);
+            }
+        }
         let mut child = command
             .spawn()
             .map_err(|error| wrong(format!("the plug-in {program} cannot be started: {error}")))?;

@@ -159,17 +159,20 @@ impl ComputeProvider for Providers {
     }
 
     async fn stop(&self, key: &SandboxKey) -> Result<(), SandboxError> {
+        // One that cannot be asked now keeps the others from nothing.
+        let mut stopped = Ok(());
         for provider in &self.all {
-            provider.stop(key).await?;
+            stopped = stopped.and(provider.stop(key).await);
         }
-        Ok(())
+        stopped
     }
 
     async fn destroy(&self, session: &str) -> Result<(), SandboxError> {
+        let mut destroyed = Ok(());
         for provider in &self.all {
-            provider.destroy(session).await?;
+            destroyed = destroyed.and(provider.destroy(session).await);
         }
-        Ok(())
+        destroyed
     }
 
     async fn living(&self) -> Result<Vec<(SandboxKey, u64)>, SandboxError> {
