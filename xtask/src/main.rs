@@ -2,6 +2,7 @@
 
 mod deps;
 mod docker;
+mod fakes;
 mod machine;
 mod models;
 mod postgres;
@@ -26,6 +27,7 @@ const HELP: &str = "cargo xtask COMMAND
   ledger    write docs/compatibility.md and openapi/openapi.json anew
   postgres  start a throw-away PostgreSQL and say how to reach it, until it is interrupted
   docker    start a throw-away Docker engine and say how to reach it, until it is interrupted
+  fakes     hold the fakes of E2B, Modal and Daytona to their SDKs, and say what runs them
   providers write the table of docs/providers.md anew, from what the last test run found
   models    check the models alone
   machine   try the limits of sandboxes in an emulated machine alone
@@ -40,6 +42,7 @@ fn main() -> ExitCode {
         Some("ledger") => sdk::ledger(),
         Some("postgres") => throw_away(),
         Some("docker") => throw_away_docker(),
+        Some("fakes") => prove_fakes(),
         Some("providers") => providers::write(),
         Some("models") => {
             let mut tally = Tally::default();
@@ -131,6 +134,15 @@ fn throw_away_docker() -> anyhow::Result<bool> {
     Ok(true)
 }
 
+fn prove_fakes() -> anyhow::Result<bool> {
+    let (mut tally, python) = (Tally::default(), fakes::python()?);
+    fakes::prove(&mut tally, &python)?;
+    if let Ok(python) = &python {
+        show(&format!("export VAQUERO_TEST_FAKES={}\n", python.display()));
+    }
+    Ok(tally.close())
+}
+
 fn load() -> anyhow::Result<bool> {
     let packages = ["--package", "vaquero", "--package", "vaquero-testkit"];
     let built = cargo(&["build", "--release"]).args(packages).status()?;
@@ -157,7 +169,7 @@ fn load() -> anyhow::Result<bool> {
 }
 
 /// What the server under test has beside its defaults.
-const FEATURES: &str = "docker";
+const FEATURES: &str = "all-sandboxes";
 
 /// Suites that every kind of sandbox is held to.
 const SANDBOXED: [&str; 6] = ["fork", "network", "packages", "recovery", "secrets", "vaults"];
@@ -194,6 +206,9 @@ fn test() -> anyhow::Result<bool> {
             all.env("VAQUERO_TEST_DOCKER", "none");
         }
     }
+    let python = fakes::python()?;
+    fakes::prove(&mut tally, &python)?;
+    fakes::announce(&mut all, &python);
     providers::announce(&mut all)?;
     tally.cargo_test("cargo test", all)?;
     providers::check(&mut tally)?;
@@ -202,6 +217,7 @@ fn test() -> anyhow::Result<bool> {
         let mut again = cargo(&["test", "--features", &features, "--no-fail-fast"]);
         again
             .env("VAQUERO_TEST_DOCKER", "none")
+            .env("VAQUERO_TEST_FAKES", "none")
             .args(packages)
             .env("VAQUERO_TEST_STORE", "postgres");
         postgres.announce(&mut again);

@@ -2,7 +2,7 @@
 
 use crate::{
     postgres::Postgres,
-    tally::{Tally, number},
+    tally::{Tally, closing},
 };
 use anyhow::{Context, bail};
 use std::{
@@ -164,7 +164,7 @@ fn end_launcher(data: &Path) {
 /// Writes the ledger and the OpenAPI document anew, from the newest SDK.
 pub(crate) fn ledger() -> anyhow::Result<bool> {
     let (name, package) = PYTHON[0];
-    let python = python_environment(name, package)?;
+    let python = python_environment(name, &[package])?;
     let status = Command::new(python).arg(crate::root().join("tests/sdk/ledger.py")).status()?;
     Ok(status.success())
 }
@@ -231,8 +231,8 @@ pub(crate) fn succeed(command: &mut Command, what: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A virtual environment with this generation of the SDK.
-fn python_environment(name: &str, package: &str) -> anyhow::Result<PathBuf> {
+/// A virtual environment with these packages, and pytest.
+pub(crate) fn python_environment(name: &str, packages: &[&str]) -> anyhow::Result<PathBuf> {
     let place = crate::target().join("sdk").join(format!("python-{name}"));
     let python = place.join("bin/python");
     if !python.exists() {
@@ -246,9 +246,9 @@ fn python_environment(name: &str, package: &str) -> anyhow::Result<PathBuf> {
         "--quiet",
         "--upgrade",
         "--disable-pip-version-check",
-        package,
         "pytest",
     ]);
+    pip.args(packages);
     succeed(&mut pip, "pip install")?;
     Ok(python)
 }
@@ -268,7 +268,7 @@ fn python(tally: &mut Tally, target: &Target) -> anyhow::Result<()> {
     }
     let suite = crate::root().join("tests/sdk/python");
     for (name, package) in PYTHON {
-        let python = python_environment(name, package)?;
+        let python = python_environment(name, &[package])?;
         if name == "new" && target.store == "embedded" {
             let mut ledger = Command::new(&python);
             ledger.arg(crate::root().join("tests/sdk/ledger.py")).arg("--check");
@@ -286,16 +286,7 @@ fn python(tally: &mut Tally, target: &Target) -> anyhow::Result<()> {
         let typescript = crate::target().join("sdk").join(format!("ts-{name}"));
         pytest.env("VAQUERO_TEST_TYPESCRIPT", typescript);
         target.apply(&mut pytest);
-        tally.run(&format!("Python SDK, {name}, {}", target.store), pytest, |line| {
-            let closing =
-                line.contains(" in ") && (line.contains(" passed") || line.contains(" failed"));
-            closing.then(|| {
-                (
-                    number(line, "passed"),
-                    number(line, "failed") + number(line, "error") + number(line, "errors"),
-                )
-            })
-        })?;
+        tally.run(&format!("Python SDK, {name}, {}", target.store), pytest, closing)?;
     }
     Ok(())
 }

@@ -83,3 +83,10 @@ pub(crate) fn number(line: &str, word: &str) -> u64 {
     let found = words.windows(2).find(|pair| pair[1] == word);
     found.and_then(|pair| pair[0].parse().ok()).unwrap_or(0)
 }
+
+/// How many tests passed and failed, by pytest's last line.
+pub(crate) fn closing(line: &str) -> Option<(u64, u64)> {
+    let last = line.contains(" in ") && (line.contains(" passed") || line.contains(" failed"));
+    let failed = ["failed", "error", "errors"].map(|word| number(line, word)).iter().sum();
+    last.then(|| (number(line, "passed"), failed))
+}

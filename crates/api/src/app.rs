@@ -11,7 +11,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use vaquero_store::{Live, SharedStore};
-use vaquero_types::{Clock, IdGen, SessionId, Timestamp};
+use vaquero_types::{AllowedImages, Clock, IdGen, SessionId, Timestamp};
 use vaquero_vault::Keys;
 
 /// What the binary hands over.
@@ -66,8 +66,8 @@ pub struct Provider {
     pub name: String,
     /// Something stands between its sandboxes and the host.
     pub isolated: bool,
-    /// It makes them of images.
-    pub images: bool,
+    /// It makes them of images, and of which.
+    pub images: Option<AllowedImages>,
     /// It installs what environments want; on the host itself only where the operator said so.
     pub installs: bool,
 }
@@ -76,7 +76,7 @@ impl Sandboxes {
     /// Of the local provider alone.
     pub fn local() -> Self {
         let name = "local".to_owned();
-        Self(vec![Provider { name, isolated: true, images: false, installs: true }])
+        Self(vec![Provider { name, isolated: true, images: None, installs: true }])
     }
 
     /// The one an environment wants; else the names of those that are here.

@@ -13,8 +13,7 @@ use crate::{app::App, reject::Result};
 use serde_json::{Value, json};
 use vaquero_core::admission::{Admitted, Standing};
 use vaquero_store::{
-    Append, Author, Expect, NewRecord, RecordKind, SessionChange, SessionRow, StoreError, Write,
-    document,
+    Append, Author, NewRecord, RecordKind, SessionChange, SessionRow, StoreError, Write,
 };
 use vaquero_types::{
     ApiError, EnvironmentId, EventId, SessionId, ThreadId, Timestamp, WorkspaceId,
@@ -187,14 +186,4 @@ pub(crate) fn refuse_unavailable(
         }
     }
     Ok(())
-}
-
-/// Nobody needs the workspace any more.
-fn without_checkpoint(row: &SessionRow) -> Write {
-    Write::DeleteDocument {
-        workspace: row.workspace.clone(),
-        kind: document::CHECKPOINT.to_owned(),
-        id: row.id.as_str().to_owned(),
-        expect: Expect::Any,
-    }
 }

@@ -7,9 +7,10 @@ use crate::{
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use vaquero_types::{
     EventId, Timestamp,
+    environment::DEFAULT_SANDBOX,
     record::{Record, RecordKind, Seq},
 };
 
@@ -126,8 +127,11 @@ pub struct State {
     pub owed: bool,
     /// A `span.model_request_start` that has no end yet.
     pub open_span: Option<EventId>,
-    /// The newest sandbox generation; 0 before the first.
+    /// The newest generation of the default sandbox; 0 before the first.
     pub generation: u64,
+    /// Those of the others.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub generations: BTreeMap<String, u64>,
     /// Tokens that the last request and its answer took together.
     pub window_tokens: u64,
     /// The present turn.
@@ -143,6 +147,14 @@ impl State {
     /// The snapshot of this state.
     pub fn to_snapshot(&self) -> Vec<u8> {
         serde_json::to_vec(self).expect("the state is plain data")
+    }
+
+    /// The newest generation of a sandbox; 0 before the first.
+    pub fn generation(&self, sandbox: &str) -> u64 {
+        if sandbox == DEFAULT_SANDBOX {
+            return self.generation;
+        }
+        self.generations.get(sandbox).copied().unwrap_or(0)
     }
 
     /// Folds one record in. Records at or before `seq` are known already.
@@ -248,7 +260,10 @@ impl State {
                     self.owed = true;
                 }
             }
-            Transcript::Generation { generation } => self.generation = generation,
+            Transcript::Generation { generation, sandbox: None } => self.generation = generation,
+            Transcript::Generation { generation, sandbox: Some(name) } => {
+                self.generations.insert(name, generation);
+            }
             Transcript::Retry { attempt, at } => {
                 self.progress.attempt = attempt;
                 self.progress.retry_at = Some(at);

@@ -2,7 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use vaquero_types::agent::{AgentToolset, PermissionPolicy, SessionAgent, Tool};
+use vaquero_types::{
+    agent::{AgentToolset, PermissionPolicy, SessionAgent, Tool},
+    environment::{DEFAULT_SANDBOX, NamedSandbox},
+};
 
 /// A tool as a model request names it.
 #[derive(Clone, Debug, PartialEq)]
@@ -34,13 +37,26 @@ pub enum Evaluation {
 /// The built-in tools that run in a sandbox, in the order the model sees them.
 pub const SANDBOX_TOOLS: [&str; 6] = ["bash", "read", "write", "edit", "glob", "grep"];
 
-/// Judges a call by the agent's configuration.
-pub fn evaluate(agent: &SessionAgent, name: &str) -> Evaluation {
+/// Before the name of a sandbox: the tool that runs commands there.
+const EXECUTE: &str = "execute_";
+
+/// The sandbox that a tool is for, and what the tool is called there.
+pub fn place(name: &str) -> (&str, &str) {
+    match name.strip_prefix(EXECUTE) {
+        Some(sandbox) => (sandbox, "bash"),
+        None => (DEFAULT_SANDBOX, name),
+    }
+}
+
+/// Judges a call by the agent's configuration. `sandboxes` are those that the session has beside its default one.
+pub fn evaluate(agent: &SessionAgent, sandboxes: &[NamedSandbox], name: &str) -> Evaluation {
+    let (sandbox, inside) = place(name);
+    let there = sandbox == DEFAULT_SANDBOX || sandboxes.iter().any(|it| it.name == sandbox);
     for tool in &agent.tools {
         match tool {
             Tool::Custom(custom) if custom.name == name => return Evaluation::Custom,
-            Tool::AgentToolset(toolset) if SANDBOX_TOOLS.contains(&name) => {
-                let setting = toolset.setting(name);
+            Tool::AgentToolset(toolset) if there && SANDBOX_TOOLS.contains(&inside) => {
+                let setting = toolset.setting(inside);
                 if setting.enabled {
                     return match setting.policy {
                         PermissionPolicy::AlwaysAllow => Evaluation::Allow,
@@ -56,11 +72,16 @@ pub fn evaluate(agent: &SessionAgent, name: &str) -> Evaluation {
 }
 
 /// Every tool the model may call, in a stable order.
-pub fn definitions(agent: &SessionAgent) -> Vec<Definition> {
+pub fn definitions(agent: &SessionAgent, sandboxes: &[NamedSandbox]) -> Vec<Definition> {
     let mut definitions = Vec::new();
     for tool in &agent.tools {
         match tool {
-            Tool::AgentToolset(toolset) => definitions.extend(built_in(toolset)),
+            Tool::AgentToolset(toolset) => {
+                definitions.extend(built_in(toolset));
+                if toolset.setting("bash").enabled {
+                    definitions.extend(sandboxes.iter().map(execute));
+                }
+            }
             Tool::Custom(custom) => definitions.push(Definition {
                 name: custom.name.clone(),
                 description: custom.description.clone(),
@@ -91,6 +112,21 @@ while running programs may not outlive a turn.";
         (Some(own), false) => Some(own.to_owned()),
         (None, true) => Some(place.to_owned()),
         (None, false) => None,
+    }
+}
+
+/// The tool of another sandbox.
+fn execute(sandbox: &NamedSandbox) -> Definition {
+    let what = sandbox.description.as_deref().unwrap_or_default();
+    let name = &sandbox.name;
+    let description = format!(
+        "Runs a command in the sandbox `{name}`, which is another machine with a /workspace of its own, apart from that of all other tools. {what} {}",
+        description("bash")
+    );
+    Definition {
+        name: format!("{EXECUTE}{name}"),
+        description: description.replace("  ", " "),
+        input_schema: input_schema("bash"),
     }
 }
 

@@ -66,6 +66,9 @@ pub enum Transcript {
     Generation {
         /// Its number, from 1.
         generation: u64,
+        /// Which sandbox, if it is not the default one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        sandbox: Option<String>,
     },
     /// A model request failed and will be repeated.
     Retry {

@@ -9,12 +9,13 @@ mod failure;
 pub use answer::{Answer, AnswerBlock, Ending};
 pub use failure::{Failure, FailureKind};
 
-use crate::{context::Message, state::State};
+use crate::{context::Message, state::State, transcript::Transcript};
 use serde_json::Value;
 use std::{collections::BTreeSet, time::Duration};
 use vaquero_types::{
     EventId, IdGen, ThreadId, Timestamp,
     agent::SessionAgent,
+    environment::{DEFAULT_SANDBOX, NamedSandbox},
     gate::GateChange,
     record::{NewRecord, Record},
     session::Status,
@@ -72,6 +73,8 @@ pub struct Facts {
     pub agent: SessionAgent,
     /// Workers of the client's own run the built-in tools.
     pub self_hosted: bool,
+    /// The sandboxes it has beside its default one.
+    pub sandboxes: Vec<NamedSandbox>,
     /// The session's status.
     pub status: Status,
     /// Tokens used so far.
@@ -114,8 +117,11 @@ pub enum Input {
         /// Whether it failed.
         is_error: bool,
     },
-    /// The hands need a new sandbox generation before they can run anything.
-    HandsGone,
+    /// The hands need a new generation of a sandbox before they can run anything there.
+    HandsGone {
+        /// The sandbox.
+        sandbox: String,
+    },
     /// There can be no sandbox such as the session's environment wants it: none of the calls can run.
     HandsFailed {
         /// For a person and the model to read.
@@ -139,7 +145,7 @@ pub enum Step {
     },
     /// Stop the request under way; it still reports `Answered` or `Failed`.
     CancelModel,
-    /// Run a call in the sandbox of the state's generation. `fresh`: this brain knows that it was never started.
+    /// Run a call in its sandbox, of the state's generation. `fresh`: this brain knows that it was never started.
     RunTool {
         /// The call.
         call: EventId,
@@ -161,7 +167,6 @@ pub enum Step {
 
 /// Records to append and the change of the session's row that goes with them.
 #[derive(Clone, Debug, Default)]
-#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own about one append")]
 pub struct Batch {
     /// The records.
     pub records: Vec<NewRecord>,
@@ -179,8 +184,8 @@ pub struct Batch {
     pub guarded: bool,
     /// The turn got somewhere.
     pub progress: bool,
-    /// A new sandbox generation begins, with whoever appends this.
-    pub new_hands: bool,
+    /// A new generation of this sandbox begins, with whoever appends this.
+    pub new_hands: Option<String>,
 }
 
 /// What is under way outside and not in the log.
@@ -280,10 +285,11 @@ impl Machine {
                 self.flight.tools.remove(&call);
                 self.tool_done(&call, content, is_error, &mut desk)
             }
-            Input::HandsGone => {
-                let generation = self.state.generation + 1;
-                let mut batch = Batch { new_hands: true, ..Batch::default() };
-                let transcript = crate::transcript::Transcript::Generation { generation };
+            Input::HandsGone { sandbox } => {
+                let generation = self.state.generation(&sandbox) + 1;
+                let mut batch = Batch { new_hands: Some(sandbox.clone()), ..Batch::default() };
+                let sandbox = Some(sandbox).filter(|name| name != DEFAULT_SANDBOX);
+                let transcript = Transcript::Generation { generation, sandbox };
                 batch.records.push(transcript.record(desk.event_id(), &self.facts.thread));
                 self.append(batch)
             }

@@ -473,8 +473,8 @@ impl Engine for Docker {
         Ok(())
     }
 
-    fn files(&self) -> &Files {
-        self.place.files()
+    fn files(&self) -> Option<&Files> {
+        Some(self.place.files())
     }
 
     fn is_spare(&self, session: &str) -> bool {

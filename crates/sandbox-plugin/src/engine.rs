@@ -201,8 +201,8 @@ impl Engine for Plugin {
         Ok(())
     }
 
-    fn files(&self) -> &Files {
-        self.place.files()
+    fn files(&self) -> Option<&Files> {
+        Some(self.place.files())
     }
 
     async fn shutdown(&self, linger: bool) {

@@ -98,15 +98,17 @@ impl Program {
 
     async fn send(&self, id: u64, line: &[u8]) -> Result<oneshot::Receiver<Answer>, SandboxError> {
         let mut running = self.running.lock().await;
-        for fresh in [false, true] {
-            if running.is_none() || fresh {
-                *running = Some(self.start()?);
-            }
-            let Some(Running { input, waiting, .. }) = running.as_mut() else { continue };
+        for _ in 0..2 {
+            // Taken out until the line is whole: if nobody waits for that any more, the program ends, and the next one is sent no half of a line.
+            let mut program = match running.take() {
+                Some(program) => program,
+                None => self.start()?,
+            };
             let (answer, answered) = oneshot::channel();
-            locked(waiting).insert(id, answer);
+            locked(&program.waiting).insert(id, answer);
             // One that has ended is started again, once.
-            if input.write_all(line).await.is_ok() {
+            if program.input.write_all(line).await.is_ok() {
+                *running = Some(program);
                 return Ok(answered);
             }
         }

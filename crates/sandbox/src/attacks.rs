@@ -124,8 +124,8 @@ const AT_THE_SHARED_KERNEL: [&str; 11] = [
 
 impl Arena<'_> {
     fn applies(&self, attack: &Attack) -> bool {
-        self.provider.capabilities().isolation != Isolation::Kernel
-            || !AT_THE_SHARED_KERNEL.contains(&attack.name)
+        let shared = self.provider.capabilities().isolation == Isolation::Namespaces;
+        shared || !AT_THE_SHARED_KERNEL.contains(&attack.name)
     }
 
     /// Small limits, and no way out.

@@ -106,6 +106,13 @@ pub async fn run(start: Start<'_>, image: Option<&str>, rounds: u32) -> Vec<Find
     findings
 }
 
+/// Fails where anything does not hold.
+pub fn all_hold(findings: &[Finding]) {
+    let failed = |finding: &&Finding| finding.outcome != Outcome::Holds;
+    let failed: Vec<_> = findings.iter().filter(failed).map(ToString::to_string).collect();
+    assert!(failed.is_empty(), "{}", failed.join("\n"));
+}
+
 /// Keeps what was found, for the table in the documentation.
 pub fn keep(provider: &str, findings: &[Finding]) {
     write(&format!("{provider}.json"), findings);
@@ -134,7 +141,8 @@ struct Bench<'a> {
 
 const FENCE: Fence = Fence { epoch: 1, generation: 1 };
 
-fn spec() -> SandboxSpec {
+/// A sandbox without anything.
+pub fn spec() -> SandboxSpec {
     SandboxSpec {
         generation: 1,
         epoch: 1,

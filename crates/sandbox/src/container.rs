@@ -15,9 +15,10 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Mode, OFlags};
 
 pub use self::inside::WayOut;
-pub(crate) use self::inside::{Inside, contained_main};
+pub(crate) use self::inside::{FAILED, Inside, PROXY_SOCKET, READY, contained_main};
 pub use self::kit::Kit;
 pub use self::line::Port;
+pub(crate) use self::line::{CARRIED, SAID, SOCKET};
 pub use self::place::{Mount, Place};
 use crate::engine::Order;
 use crate::launcher::rootfs::{MASKED_DIRS, MASKED_FILES};
@@ -59,7 +60,7 @@ fn make_files(session: &Path, owner: Option<u32>, seeds: Option<&Path>) -> io::R
 }
 
 /// Writes the files of certificates that a container is to trust; each with its place.
-fn trust_files(dir: &Path, trust: &Trust) -> io::Result<Vec<(PathBuf, String)>> {
+pub(crate) fn trust_files(dir: &Path, trust: &Trust) -> io::Result<Vec<(PathBuf, String)>> {
     let bundle = fs::read(HOST_BUNDLE).unwrap_or_default();
     let files = write_trust(dir, bundle, &trust.certificate)?;
     Ok(files.into_iter().map(|(path, place)| (path, format!("/{place}"))).collect())

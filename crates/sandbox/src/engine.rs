@@ -58,8 +58,26 @@ pub trait Engine: fmt::Debug + Send + Sync + 'static {
     /// Ends every sandbox of a session.
     async fn end_session(&self, session: &str) -> Result<(), SandboxError>;
 
-    /// Sessions' files.
-    fn files(&self) -> &Files;
+    /// Sessions' files, if they are on this machine.
+    fn files(&self) -> Option<&Files>;
+
+    /// The sessions that have files.
+    async fn with_files(&self) -> Result<Vec<String>, SandboxError> {
+        self.files().map_or_else(|| Ok(Vec::new()), Files::names)
+    }
+
+    /// Whether a session has files.
+    async fn has_files(&self, session: &str) -> bool {
+        self.files().is_some_and(|files| files.of(session).is_dir())
+    }
+
+    /// Removes a session's files; none of its sandboxes lives.
+    async fn discard(&self, session: &str) -> Result<(), SandboxError> {
+        match self.files() {
+            Some(files) => files.discard(session).await,
+            None => Ok(()),
+        }
+    }
 
     /// Whether a session is the engine's own: one that nobody has yet.
     fn is_spare(&self, _session: &str) -> bool {
@@ -68,7 +86,7 @@ pub trait Engine: fmt::Debug + Send + Sync + 'static {
 
     /// Where the files of a session can be counted, if nothing else keeps them from growing.
     fn counted(&self, session: &str) -> Option<PathBuf> {
-        Some(self.files().of(session))
+        self.files().map(|files| files.of(session))
     }
 
     /// Where calls start in a sandbox of that session.

@@ -11,14 +11,24 @@ use vaquero_hand::HandArgs;
 
 use crate::container::{Inside, WayOut, contained_main};
 use crate::engine::Order;
+use crate::remote::relay_main;
 use crate::seam::Limits;
 
 /// Where tools start, and where results too large to show are kept, in an isolated sandbox.
 const WORKDIR: &str = "/workspace";
 const SPILL: &str = "/tmp/tool-results";
 
+const RELAY: &str = "--relay";
+const TEXT: &str = "text";
+
 /// The `hand` subcommand: everything after its name. Returns the process's exit code.
 pub fn hand_main(args: impl IntoIterator<Item = OsString>) -> i32 {
+    let args: Vec<OsString> = args.into_iter().collect();
+    if let [name, dir, text] = args.as_slice()
+        && name == RELAY
+    {
+        return relay_main(Path::new(dir), text == TEXT);
+    }
     let Some(Parsed { control, generation, places: (workdir, spill) }) = parse(args) else {
         return 2;
     };
@@ -75,6 +85,12 @@ pub fn contained_command_line(
     let building = order.layer.as_ref().is_some_and(|layer| layer.building);
     line.extend(["--writable".to_owned(), building.to_string()]);
     line
+}
+
+/// The arguments of the relay beside a hand, between its directory and a server.
+pub(crate) fn relay_command_line(dir: &Path, as_text: bool) -> Vec<String> {
+    let words = if as_text { TEXT } else { "bytes" };
+    ["hand", RELAY, &dir.display().to_string(), words].map(str::to_owned).into()
 }
 
 struct Parsed {

@@ -19,6 +19,7 @@ mod local;
 mod provider;
 mod providers;
 mod provision;
+pub mod remote;
 mod remove;
 mod report;
 mod root;

@@ -277,8 +277,8 @@ impl Engine for Local {
         }
     }
 
-    fn files(&self) -> &Files {
-        &self.files
+    fn files(&self) -> Option<&Files> {
+        Some(&self.files)
     }
 
     fn is_spare(&self, session: &str) -> bool {

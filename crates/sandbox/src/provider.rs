@@ -17,6 +17,7 @@ use tokio::sync::{OwnedMutexGuard, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+pub(crate) use self::canary::check_reaches_nothing;
 pub use self::canary::{Walls, check_runs};
 
 use self::layers::Layers;
@@ -261,7 +262,7 @@ impl<E: Engine> Inner<E> {
         let _turn = self.turn(session).await;
         self.forget(|k| k.session == session, "its session was deleted");
         self.engine.end_session(session).await?;
-        self.engine.files().discard(session).await
+        self.engine.discard(session).await
     }
 
     async fn ensure(
@@ -436,14 +437,14 @@ impl<E: Engine> ComputeProvider for Provider<E> {
 
     async fn sessions(&self) -> Result<BTreeSet<String>, SandboxError> {
         let living = self.inner.engine.list().await?.into_iter().map(|(key, _)| key.session);
-        let with_files = self.inner.engine.files().names()?;
+        let with_files = self.inner.engine.with_files().await?;
         let all = living.chain(with_files);
         let own = |name: &String| name.starts_with(BUILD) || self.inner.engine.is_spare(name);
         Ok(all.filter(|session| !own(session)).collect())
     }
 
     async fn has_workspace(&self, session: &str) -> bool {
-        check_part("session", session).is_ok() && self.inner.engine.files().of(session).is_dir()
+        check_part("session", session).is_ok() && self.inner.engine.has_files(session).await
     }
 
     async fn shutdown(&self, linger: bool) {

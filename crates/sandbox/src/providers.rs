@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use vaquero_types::AllowedImages;
 
 use crate::error::SandboxError;
 use crate::seam::{
@@ -13,12 +14,17 @@ use crate::seam::{
 /// Providers by their names; the first is for whoever names none.
 pub struct Providers {
     all: Vec<Arc<dyn ComputeProvider>>,
+    images: AllowedImages,
 }
 
 impl Providers {
-    /// `default`, and others.
-    pub fn new(default: Arc<dyn ComputeProvider>, others: Vec<Arc<dyn ComputeProvider>>) -> Self {
-        Self { all: [vec![default], others].concat() }
+    /// `default`, and others, which make sandboxes of these images.
+    pub fn new(
+        default: Arc<dyn ComputeProvider>,
+        others: Vec<Arc<dyn ComputeProvider>>,
+        images: AllowedImages,
+    ) -> Self {
+        Self { all: [vec![default], others].concat(), images }
     }
 
     fn default(&self) -> &Arc<dyn ComputeProvider> {
@@ -42,6 +48,16 @@ impl Providers {
                 ),
             )
         })
+    }
+
+    /// Refuses an image that the operator does not allow.
+    fn check_image(&self, spec: &SandboxSpec) -> Result<(), SandboxError> {
+        match &spec.image {
+            Some(image) if !self.images.allow(image) => Err(SandboxError::Invalid(format!(
+                "the image `{image}` is none that this server's operator allows (--sandbox-images)"
+            ))),
+            _ => Ok(()),
+        }
     }
 
     /// The provider that has a session's files, if it is not the one they should be with.
@@ -129,11 +145,12 @@ impl ComputeProvider for Providers {
     }
 
     fn check(&self, spec: &SandboxSpec) -> Result<(), SandboxError> {
+        self.check_image(spec)?;
         self.of(spec)?.check(spec)
     }
 
     fn prepare(&self, spec: &SandboxSpec) {
-        if let Ok(chosen) = self.of(spec) {
+        if let (Ok(chosen), Ok(())) = (self.of(spec), self.check_image(spec)) {
             chosen.prepare(spec);
         }
     }
@@ -143,6 +160,7 @@ impl ComputeProvider for Providers {
         key: &SandboxKey,
         spec: &SandboxSpec,
     ) -> Result<Arc<dyn Sandbox>, SandboxError> {
+        self.check_image(spec)?;
         let chosen = self.of(spec)?;
         match self.elsewhere(chosen, &key.session).await {
             Some(from) if !spec.restored => bring(from, chosen, key, spec).await,

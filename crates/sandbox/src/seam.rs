@@ -16,8 +16,10 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 pub use vaquero_hand::pack::{Entry, Kind, PART, Page, Piece};
 pub use vaquero_hand::protocol::{Block, Fence, ToolResult};
+use vaquero_types::environment::{DEFAULT_SANDBOX, Packages};
 pub use vaquero_types::sandbox::Traffic;
-use vaquero_types::{VaultId, WorkspaceId, environment::Packages};
+use vaquero_types::sandbox::{files_of, owner_of};
+use vaquero_types::{VaultId, WorkspaceId};
 
 use crate::error::SandboxError;
 
@@ -35,7 +37,17 @@ pub struct SandboxKey {
 impl SandboxKey {
     /// The one sandbox a session has unless it asks for more.
     pub fn default_of(session: impl Into<String>) -> Self {
-        Self { session: session.into(), name: "default".to_owned() }
+        Self { session: session.into(), name: DEFAULT_SANDBOX.to_owned() }
+    }
+
+    /// The sandbox of that name. Each but the default has files of its own, as a session has, wherever it is.
+    pub fn of(session: &str, name: &str) -> Self {
+        Self::default_of(files_of(session, name))
+    }
+
+    /// The session that it is of, and its name there.
+    pub fn owner(&self) -> (&str, &str) {
+        owner_of(&self.session)
     }
 
     /// Refuses a key that could not safely name a directory and a cgroup.
@@ -259,6 +271,8 @@ pub enum Isolation {
     Namespaces,
     /// A kernel of its own.
     Kernel,
+    /// It is a machine elsewhere, walled off by those who run it.
+    Elsewhere,
     /// Nothing: tools run as the server's user on the host.
     None,
 }
@@ -280,6 +294,8 @@ pub enum LimitsState {
     Enforced(LimitsBy),
     /// By rlimits per process, the namespace's own `pid_max` and the sizes of its tmpfs.
     Degraded,
+    /// By the size of the machine that it has for itself.
+    Machine,
 }
 
 /// How firmly the size of a session's files is held.

@@ -1,7 +1,15 @@
 //! Records of sandboxes: a document for each, under its session, in a workspace that no client has, so that they are no part of what is exported.
 
-use crate::{CommitError, Document, DocumentQuery, Expect, Order, Store, StoreError, Write};
-use vaquero_types::{SessionId, Timestamp, WorkspaceId, sandbox::SandboxRecord};
+use crate::{
+    CommitError, Document, DocumentQuery, Expect, Order, SessionRow, Store, StoreError, Write,
+    document::CHECKPOINT,
+};
+use vaquero_types::{
+    SessionId, Timestamp, WorkspaceId,
+    environment::DEFAULT_SANDBOX,
+    sandbox::{SandboxRecord, files_of},
+    session::SessionBody,
+};
 
 const KIND: &str = "sandbox";
 /// Documents read at once.
@@ -86,4 +94,19 @@ pub async fn remove(
         return Ok(());
     }
     store.commit(writes, now).await.map(drop)
+}
+
+/// Nobody needs the workspaces of a session any more.
+pub fn without_checkpoints(row: &SessionRow) -> Vec<Write> {
+    let body: Option<SessionBody> = serde_json::from_str(&row.body).ok();
+    let others = body.map(|body| body.sandboxes).unwrap_or_default();
+    let names = others.iter().map(|sandbox| sandbox.name.as_str());
+    let all = std::iter::once(DEFAULT_SANDBOX).chain(names);
+    let without = |name| Write::DeleteDocument {
+        workspace: row.workspace.clone(),
+        kind: CHECKPOINT.to_owned(),
+        id: files_of(row.id.as_str(), name),
+        expect: Expect::Any,
+    };
+    all.map(without).collect()
 }

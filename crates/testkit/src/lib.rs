@@ -1,9 +1,11 @@
 //! What black-box tests are made of: the real server as a process that can be killed, a scripted model that outlives it, and a client. Never part of the product.
 
 mod database;
+mod fake;
 mod proxy;
 
 pub use database::Database;
+pub use fake::Fake;
 pub use proxy::Proxy;
 
 use anyhow::{Context, bail, ensure};

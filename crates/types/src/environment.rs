@@ -14,6 +14,8 @@ const SETUP_MAX: usize = 50;
 /// Most characters of one.
 const COMMAND_MAX: usize = 16_384;
 /// Most characters of a provider's name, and of an image's.
+const SANDBOXES_MAX: usize = 8;
+const SANDBOX_NAME_MAX: usize = 24;
 const PROVIDER_MAX: usize = 64;
 const IMAGE_MAX: usize = 512;
 /// Most variables, and most bytes of their names and values.
@@ -95,6 +97,42 @@ pub struct Cloud {
     /// The image they are made of, where the provider makes them of images; its default if none is named. An extension.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
+    /// More sandboxes of each session, beside its default one. An extension.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sandboxes: Vec<NamedSandbox>,
+}
+
+/// Another sandbox of a session, with files of its own, which the model runs commands in by a tool of its own. What it may reach and what is installed is as in the default one.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NamedSandbox {
+    /// Its name, of small letters, digits and `_`.
+    pub name: String,
+    /// Which provider makes it; that of the default sandbox if none is named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub provider: Option<String>,
+    /// The image it is made of; that of the default sandbox if neither this nor a provider is named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// For the model: what it is there for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+}
+
+/// The sandbox that every session has.
+pub const DEFAULT_SANDBOX: &str = "default";
+
+impl Cloud {
+    /// The provider and the image of one of its sandboxes; none if there is none of that name.
+    pub fn sandbox(&self, name: &str) -> Option<(Option<&str>, Option<&str>)> {
+        if name == DEFAULT_SANDBOX {
+            return Some((self.provider.as_deref(), self.image.as_deref()));
+        }
+        let named = self.sandboxes.iter().find(|sandbox| sandbox.name == name)?;
+        let (provider, image) = (named.provider.as_deref(), named.image.as_deref());
+        let like_default = provider.is_none() || provider == self.provider.as_deref();
+        let image = image.or_else(|| self.image.as_deref().filter(|_| like_default));
+        Some((provider.or(self.provider.as_deref()), image))
+    }
 }
 
 /// What a sandbox may reach.
@@ -123,6 +161,7 @@ impl Default for Config {
             env: BTreeMap::new(),
             provider: None,
             image: None,
+            sandboxes: Vec::new(),
         }))
     }
 }
@@ -229,6 +268,14 @@ fn decode_config(mut fields: Fields, stored: Option<&Config>) -> Result<Config, 
             cloud.env = decode_env(&mut fields)?.unwrap_or(cloud.env);
             cloud.provider = word(&mut fields, "provider", PROVIDER_MAX, cloud.provider)?;
             cloud.image = word(&mut fields, "image", IMAGE_MAX, cloud.image)?;
+            let named = fields.list("sandboxes", SANDBOXES_MAX, named_sandbox)?;
+            cloud.sandboxes = named.unwrap_or(cloud.sandboxes);
+            for (index, sandbox) in cloud.sandboxes.iter().enumerate() {
+                if cloud.sandboxes[..index].iter().any(|other| other.name == sandbox.name) {
+                    let reason = format!("two are called `{}`", sandbox.name);
+                    return Err(fields.invalid("sandboxes", &reason));
+                }
+            }
             if let Networking::Limited { allow_package_managers: false, .. } = &cloud.networking
                 && !cloud.packages.is_empty()
             {
@@ -263,6 +310,25 @@ fn word(
             Ok(Some(word))
         }
     }
+}
+
+fn named_sandbox(value: Value, at: String) -> Result<NamedSandbox, Invalid> {
+    let mut fields = Fields::new(value, &at)?;
+    let name = fields.required_text("name", 1, SANDBOX_NAME_MAX)?;
+    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+    if !name.chars().all(allowed) || name == DEFAULT_SANDBOX {
+        let reason =
+            "must be small letters, digits and `_`, and not `default`, which every session has";
+        return Err(fields.invalid("name", reason));
+    }
+    let sandbox = NamedSandbox {
+        name,
+        provider: word(&mut fields, "provider", PROVIDER_MAX, None)?,
+        image: word(&mut fields, "image", IMAGE_MAX, None)?,
+        description: fields.text("description", 0, 1_024)?,
+    };
+    fields.finish()?;
+    Ok(sandbox)
 }
 
 fn command(value: Value, at: String) -> Result<String, Invalid> {

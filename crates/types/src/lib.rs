@@ -11,6 +11,7 @@ pub mod event;
 pub mod fields;
 pub mod gate;
 pub mod id;
+mod images;
 pub mod record;
 pub mod sandbox;
 pub mod session;
@@ -27,4 +28,5 @@ pub use id::{
     AgentId, ApiKeyId, CredentialId, EnvironmentId, EventId, RequestId, SessionId, ThreadId,
     VaultId, WorkId, WorkspaceId,
 };
+pub use images::AllowedImages;
 pub use time::Timestamp;

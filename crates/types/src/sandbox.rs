@@ -1,6 +1,6 @@
 //! What the sandbox of a session is, and what it has used: an extension.
 
-use crate::{SessionId, Timestamp};
+use crate::{SessionId, Timestamp, environment::DEFAULT_SANDBOX};
 use serde::{Deserialize, Serialize};
 
 /// What went over a sandbox's way out.
@@ -98,4 +98,17 @@ impl SandboxRecord {
         }
         self
     }
+}
+
+/// Between a session and the name of another of its sandboxes; no session's id has it.
+const OF: char = '-';
+
+/// Under which name a sandbox's files are kept: its session's, or one of its own.
+pub fn files_of(session: &str, name: &str) -> String {
+    if name == DEFAULT_SANDBOX { session.to_owned() } else { format!("{session}{OF}{name}") }
+}
+
+/// The session and the sandbox whose files are kept under a name.
+pub fn owner_of(files: &str) -> (&str, &str) {
+    files.split_once(OF).unwrap_or((files, DEFAULT_SANDBOX))
 }

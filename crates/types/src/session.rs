@@ -1,6 +1,6 @@
 //! Sessions: one run of an agent in an environment, and the status words its threads share.
 
-use crate::{VaultId, agent::SessionAgent};
+use crate::{VaultId, agent::SessionAgent, environment::NamedSandbox};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -22,6 +22,9 @@ pub struct SessionBody {
     /// Its environment is self-hosted, which an environment is for good.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub self_hosted: bool,
+    /// The sandboxes it has beside its default one, as its environment had them when it was made.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sandboxes: Vec<NamedSandbox>,
 }
 
 /// What a session or thread is doing.

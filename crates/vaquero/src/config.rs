@@ -1,6 +1,9 @@
 //! Configuration: flags over environment over `vaquero.toml` over defaults. A value that is wrong is named together with where it came from.
 
+mod sandboxes;
 mod sources;
+
+pub(crate) use sandboxes::{LimitsChoice, SandboxArgs, SandboxChoice};
 
 use anyhow::bail;
 use clap::Args;
@@ -67,62 +70,9 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "FILE")]
     #[serde(skip)]
     pub(crate) config: Option<PathBuf>,
-    /// Where sandboxes come from: `local`, `docker`, `gvisor` (with Docker), `plugin`, or `unsafe-host` for no isolation at all; with commas between several, of which the first is the default and environments may name the others.
-    #[arg(long, value_name = "PROVIDER,…")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) sandbox: Option<String>,
-    /// Where the Docker engine listens [default: `DOCKER_HOST`, else the socket at /var/run/docker.sock].
-    #[arg(long, value_name = "URL")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) docker_host: Option<String>,
-    /// The image of containers whose environment names none [default: debian:stable].
-    #[arg(long, value_name = "IMAGE")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) docker_image: Option<String>,
-    /// The engine's runtime that `gvisor` uses [default: runsc].
-    #[arg(long, value_name = "NAME")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) gvisor_runtime: Option<String>,
-    /// With `--sandbox plugin`: the program that makes sandboxes, and its arguments, with spaces between them.
-    #[arg(long, value_name = "COMMAND")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) sandbox_plugin: Option<String>,
-    /// `enforced` (by cgroups, or refuse to start) or `degraded` (weaker where there are none).
-    #[arg(long, value_name = "MODE")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) sandbox_limits: Option<String>,
-    /// Seconds without a call after which a sandbox is stopped; its files stay.
-    #[arg(long, value_name = "SECONDS")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) sandbox_idle_seconds: Option<u64>,
-    /// Megabytes of memory a sandbox may use.
-    #[arg(long, value_name = "MEGABYTES")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) sandbox_memory_mb: Option<u64>,
-    /// Processes and threads a sandbox may have at once.
-    #[arg(long, value_name = "COUNT")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) sandbox_processes: Option<u32>,
-    /// Cores a sandbox may keep busy.
-    #[arg(long, value_name = "COUNT")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) sandbox_cpus: Option<u32>,
-    /// What sandboxes see instead of this machine's `/usr`: a directory, a tarball, or an image in OCI layout.
-    #[arg(long, value_name = "PATH")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) sandbox_root: Option<PathBuf>,
-    /// Megabytes of files a session may have.
-    #[arg(long, value_name = "MEGABYTES")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) sandbox_disk_mb: Option<u64>,
-    /// Megabytes a second a sandbox may read from disks, and write to them.
-    #[arg(long, value_name = "MEGABYTES")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) sandbox_io_mb: Option<u64>,
-    /// Sandboxes kept ready for new sessions: made while a first turn's model thinks, and after each new sandbox.
-    #[arg(long, value_name = "COUNT")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) sandbox_spares: Option<u32>,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub(crate) sandboxes: SandboxArgs,
     /// Most turns at once.
     #[arg(long, value_name = "COUNT")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -219,62 +169,6 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "COUNT")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) workspace_history: Option<usize>,
-    /// With `--sandbox unsafe-host`: environments may install packages and run setup commands on this host itself.
-    #[arg(long, value_name = "BOOLEAN", num_args = 0..=1, default_missing_value = "true")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) host_packages_ok: Option<bool>,
-}
-
-/// Which provider makes sandboxes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum SandboxChoice {
-    /// The local Linux provider.
-    Local,
-    /// Containers of a Docker engine.
-    Docker,
-    /// The same, each with a kernel of its own.
-    Gvisor,
-    /// A program of the operator's.
-    Plugin,
-    /// No isolation.
-    UnsafeHost,
-}
-
-impl SandboxChoice {
-    const ALL: [Self; 5] =
-        [Self::Local, Self::Docker, Self::Gvisor, Self::Plugin, Self::UnsafeHost];
-
-    /// As operators and environments write it.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Local => "local",
-            Self::Docker => "docker",
-            Self::Gvisor => "gvisor",
-            Self::Plugin => "plugin",
-            Self::UnsafeHost => "unsafe-host",
-        }
-    }
-}
-
-/// Those that a list names; else the word that names none.
-fn choices(list: &str) -> Result<Vec<SandboxChoice>, &str> {
-    let mut chosen = Vec::new();
-    for word in list.split(',').map(str::trim) {
-        let choice = SandboxChoice::ALL.into_iter().find(|choice| choice.name() == word);
-        let choice = choice.filter(|choice| !chosen.contains(choice)).ok_or(word)?;
-        chosen.push(choice);
-    }
-    Ok(chosen)
-}
-
-/// How firmly limits must hold.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum LimitsChoice {
-    /// By cgroups, or refuse to start.
-    Enforced,
-    /// Weaker where there are none.
-    Degraded,
 }
 
 /// What a server does.
@@ -315,6 +209,20 @@ pub(crate) struct Config {
     pub(crate) docker_image: String,
     pub(crate) gvisor_runtime: String,
     pub(crate) sandbox_plugin: Option<String>,
+    pub(crate) sandbox_images: Option<String>,
+    pub(crate) e2b_api_key: Option<String>,
+    pub(crate) e2b_api_url: Option<String>,
+    pub(crate) e2b_sandbox_url: Option<String>,
+    pub(crate) e2b_template: String,
+    pub(crate) daytona_api_key: Option<String>,
+    pub(crate) daytona_api_url: Option<String>,
+    pub(crate) daytona_target: Option<String>,
+    pub(crate) daytona_snapshot: Option<String>,
+    pub(crate) modal_token_id: Option<String>,
+    pub(crate) modal_token_secret: Option<String>,
+    pub(crate) modal_server_url: Option<String>,
+    pub(crate) modal_environment: Option<String>,
+    pub(crate) modal_image: String,
     pub(crate) sandbox_limits: LimitsChoice,
     pub(crate) sandbox_idle_seconds: u64,
     pub(crate) sandbox_memory_mb: u64,
@@ -362,9 +270,6 @@ impl std::fmt::Debug for Config {
     }
 }
 
-/// Each spare is a process and a few namespaces.
-const SPARES_MAX: u32 = 64;
-
 impl Default for Config {
     fn default() -> Self {
         let (limits, sandbox) = (Limits::default(), vaquero_sandbox::Limits::default());
@@ -380,6 +285,20 @@ impl Default for Config {
             docker_image: "debian:stable".to_owned(),
             gvisor_runtime: "runsc".to_owned(),
             sandbox_plugin: None,
+            sandbox_images: None,
+            e2b_api_key: None,
+            e2b_api_url: None,
+            e2b_sandbox_url: None,
+            e2b_template: "base".to_owned(),
+            daytona_api_key: None,
+            daytona_api_url: None,
+            daytona_target: None,
+            daytona_snapshot: None,
+            modal_token_id: None,
+            modal_token_secret: None,
+            modal_server_url: None,
+            modal_environment: None,
+            modal_image: "debian:stable".to_owned(),
             sandbox_limits: LimitsChoice::Enforced,
             sandbox_idle_seconds: 900,
             sandbox_memory_mb: sandbox.memory_bytes >> 20,
@@ -488,36 +407,7 @@ impl Config {
             ("lease_seconds", self.lease_seconds),
             ("work_lease_seconds", self.work_lease_seconds),
         ];
-        if let Err(wrong) = choices(&self.sandbox) {
-            let names = SandboxChoice::ALL.map(SandboxChoice::name).join("`, `");
-            bail!(
-                "sandbox: `{wrong}` is no provider, or named twice; use `{names}`, with commas between several — from {}",
-                source("sandbox")
-            );
-        }
-        if self.sandboxes().contains(&SandboxChoice::Plugin) && self.sandbox_plugin.is_none() {
-            bail!(
-                "sandbox: `plugin` needs the program that makes sandboxes; set sandbox_plugin as well — from {}",
-                source("sandbox")
-            );
-        }
-        if self.sandbox_memory_mb < 64 {
-            bail!("sandbox_memory_mb: must be at least 64 — from {}", source("sandbox_memory_mb"));
-        }
-        if self.sandbox_processes < 16 {
-            bail!("sandbox_processes: must be at least 16 — from {}", source("sandbox_processes"));
-        }
-        for (name, value) in
-            [("sandbox_disk_mb", self.sandbox_disk_mb), ("sandbox_io_mb", self.sandbox_io_mb)]
-        {
-            if value < 16 {
-                bail!("{name}: must be at least 16 — from {}", source(name));
-            }
-        }
-        if self.sandbox_spares > SPARES_MAX {
-            let source = source("sandbox_spares");
-            bail!("sandbox_spares: must be at most {SPARES_MAX} — from {source}");
-        }
+        self.check_sandboxes(&source)?;
         if let Some((name, _)) = positive.iter().find(|(_, value)| *value == 0) {
             bail!("{name}: must be at least 1 — from {}", source(name));
         }
@@ -526,23 +416,6 @@ impl Config {
                 std::env::var("ANTHROPIC_API_KEY").ok().filter(|key| !key.is_empty());
         }
         Ok(self)
-    }
-
-    /// The providers of sandboxes, the default first.
-    pub(crate) fn sandboxes(&self) -> Vec<SandboxChoice> {
-        choices(&self.sandbox).unwrap_or_default()
-    }
-
-    /// The limits of a sandbox.
-    pub(crate) fn sandbox_limits(&self) -> vaquero_sandbox::Limits {
-        vaquero_sandbox::Limits {
-            memory_bytes: self.sandbox_memory_mb.saturating_mul(1 << 20),
-            pids: self.sandbox_processes,
-            cpu_millis: self.sandbox_cpus.saturating_mul(1_000),
-            workspace_bytes: self.sandbox_disk_mb.saturating_mul(1 << 20),
-            io_bytes: self.sandbox_io_mb.saturating_mul(1 << 20),
-            ..vaquero_sandbox::Limits::default()
-        }
     }
 
     /// Private networks that sandboxes may reach.

@@ -7,7 +7,7 @@ mod calls;
 mod item;
 mod queue;
 
-use crate::{config::Config, server, uplink::Egress, vault_keys::VaultKeys};
+use crate::{compute, config::Config, uplink::Egress, vault_keys::VaultKeys};
 use anyhow::{Context, bail};
 use item::Item;
 use queue::{Queue, Trouble};
@@ -59,7 +59,7 @@ pub(crate) async fn run(config: &Config, job: Job, stop: CancellationToken) -> a
     let clock = Arc::new(SystemClock);
     let nothing = VaultKeys::none("a worker has no vault");
     let egress = Egress::new(config, Arc::new(MemoryStore::default()), &nothing, clock)?;
-    let compute = server::compute(config, egress).await?;
+    let compute = compute::compute(config, egress).await?;
     let reach = job.allowed_hosts.map_or(Reach::Unrestricted, Reach::Limited);
     let controlled =
         matches!(compute.capabilities().networking, Networking::Controlled | Networking::Proxied);

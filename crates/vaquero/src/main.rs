@@ -2,6 +2,7 @@
 
 mod admin;
 mod commands;
+mod compute;
 mod config;
 mod hired;
 mod listen;

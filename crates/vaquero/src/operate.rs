@@ -152,9 +152,10 @@ impl Operator {
         }
         compute.stop(&key).await?;
         let (store, now) = (self.opened.store(), self.clock.now());
-        let session = SessionId::from_wire(key.session.clone());
+        let (session, name) = key.owner();
+        let session = SessionId::from_wire(session);
         for record in sandboxes::list(store.as_ref(), Some(&session), true).await? {
-            if record.name == key.name {
+            if record.name == name {
                 sandboxes::put(store.as_ref(), &record.ended(now), now).await?;
             }
         }
@@ -191,7 +192,7 @@ impl Operator {
                 Told::Sandboxes(records.map(|record| record.shown(now)).collect())
             }
             Ask::SandboxStop { session, name } => {
-                Told::Ended(self.end_sandbox(SandboxKey { session, name }).await?)
+                Told::Ended(self.end_sandbox(SandboxKey::of(&session, &name)).await?)
             }
             Ask::Export { workspace, session, to } => {
                 let workspace = keys::workspace(&workspace)?;

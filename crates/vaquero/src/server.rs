@@ -2,7 +2,8 @@
 
 use crate::{
     admin,
-    config::{Config, LimitsChoice, Role, SandboxChoice},
+    compute::{compute, offers},
+    config::{Config, Role},
     listen,
     operate::Operator,
     registries::registries,
@@ -19,13 +20,10 @@ use std::{
 };
 use tokio::{net::TcpListener, sync::mpsc::unbounded_channel, task::JoinSet};
 use tokio_util::sync::CancellationToken;
-use vaquero_api::{App, ModelList, Parts, Provider, Rates, Sandboxes, Settings, keys};
+use vaquero_api::{App, ModelList, Parts, Rates, Settings, keys};
 use vaquero_blob::Blobs;
 use vaquero_model::{Anthropic, AnthropicConfig, ModelProvider, Unconfigured};
-use vaquero_sandbox::{
-    ComputeProvider, LimitsMode, LocalConfig, LocalProvider, Providers, UnsafeHost, Uplink,
-};
-use vaquero_sandbox_plugin::PluginConfig;
+use vaquero_sandbox::ComputeProvider;
 use vaquero_store::SharedStore;
 use vaquero_types::{Clock, RandomIds, WorkspaceId};
 use vaquero_worker::{Checkpoints, Worker, World};
@@ -78,108 +76,6 @@ pub(crate) fn upstream(config: &Config) -> anyhow::Result<Arc<dyn ModelProvider>
         idle_timeout: Duration::from_secs(300),
     });
     Ok(Arc::new(provider.context("the upstream model cannot be used")?))
-}
-
-/// What makes the sandboxes.
-pub(crate) async fn compute(
-    config: &Config,
-    egress: Egress,
-) -> anyhow::Result<Arc<dyn ComputeProvider>> {
-    let egress: Arc<dyn Uplink> = Arc::new(egress);
-    let mut providers = Vec::new();
-    for choice in config.sandboxes() {
-        let provider = provider(config, choice, Arc::clone(&egress)).await;
-        providers.push(provider.with_context(|| format!("--sandbox {}", choice.name()))?);
-    }
-    let default = providers.remove(0);
-    // Also where there is only one: an environment may name another.
-    Ok(Arc::new(Providers::new(default, providers)))
-}
-
-async fn provider(
-    config: &Config,
-    choice: SandboxChoice,
-    egress: Arc<dyn Uplink>,
-) -> anyhow::Result<Arc<dyn ComputeProvider>> {
-    let mut local = LocalConfig::new(&config.data_dir);
-    local.idle_stop = Duration::from_secs(config.sandbox_idle_seconds);
-    local.spares = config.sandbox_spares;
-    local.root.clone_from(&config.sandbox_root);
-    local.limits_mode = match config.sandbox_limits {
-        LimitsChoice::Enforced => LimitsMode::Enforced,
-        LimitsChoice::Degraded => LimitsMode::Degraded,
-    };
-    match choice {
-        SandboxChoice::Local => Ok(Arc::new(LocalProvider::start(local, Some(egress)).await?)),
-        SandboxChoice::Docker => docker(config, None, egress).await,
-        SandboxChoice::Gvisor => docker(config, Some(config.gvisor_runtime.clone()), egress).await,
-        SandboxChoice::Plugin => {
-            let command = config.sandbox_plugin.as_deref().unwrap_or_default();
-            let command = command.split_whitespace().map(str::to_owned).collect();
-            let mut plugin = PluginConfig::new(&config.data_dir, command);
-            plugin.degraded = config.sandbox_limits == LimitsChoice::Degraded;
-            plugin.idle_stop = Duration::from_secs(config.sandbox_idle_seconds);
-            Ok(Arc::new(vaquero_sandbox_plugin::start(plugin, Some(egress)).await?))
-        }
-        SandboxChoice::UnsafeHost => {
-            tracing::warn!(
-                "--sandbox=unsafe-host: THE MODEL'S COMMANDS RUN ON THIS HOST WITH THE SERVER'S RIGHTS. Nothing isolates them."
-            );
-            if config.sandboxes().len() > 1 {
-                // It has the same files as the local provider, and another way to treat them.
-                local.data_dir = config.data_dir.join("unsafe-host");
-            }
-            Ok(Arc::new(UnsafeHost::start(local, config.host_packages_ok).await?))
-        }
-    }
-}
-
-#[cfg(feature = "docker")]
-async fn docker(
-    config: &Config,
-    runtime: Option<String>,
-    egress: Arc<dyn Uplink>,
-) -> anyhow::Result<Arc<dyn ComputeProvider>> {
-    let mut docker =
-        vaquero_sandbox_docker::DockerConfig::new(&config.data_dir, &config.docker_image);
-    let host = std::env::var("DOCKER_HOST").ok().filter(|host| !host.is_empty());
-    docker.host = config.docker_host.clone().or(host).unwrap_or(docker.host);
-    docker.own_kernel = runtime.is_some();
-    docker.runtime = runtime;
-    docker.degraded = config.sandbox_limits == LimitsChoice::Degraded;
-    docker.idle_stop = Duration::from_secs(config.sandbox_idle_seconds);
-    docker.spares = config.sandbox_spares;
-    Ok(Arc::new(vaquero_sandbox_docker::start(docker, Some(egress)).await?))
-}
-
-#[cfg(not(feature = "docker"))]
-#[expect(clippy::unused_async, reason = "the other one waits")]
-async fn docker(
-    _config: &Config,
-    _runtime: Option<String>,
-    _egress: Arc<dyn Uplink>,
-) -> anyhow::Result<Arc<dyn ComputeProvider>> {
-    anyhow::bail!(
-        "this program was built without Docker: build it with `cargo build --release --features docker`"
-    )
-}
-
-/// What sessions can ask of them, the default first.
-fn offers(config: &Config) -> Sandboxes {
-    let offer = |choice: SandboxChoice| Provider {
-        name: choice.name().to_owned(),
-        isolated: choice != SandboxChoice::UnsafeHost,
-        images: matches!(
-            choice,
-            SandboxChoice::Docker | SandboxChoice::Gvisor | SandboxChoice::Plugin
-        ),
-        installs: match choice {
-            SandboxChoice::Local | SandboxChoice::Docker | SandboxChoice::Gvisor => true,
-            SandboxChoice::Plugin => false,
-            SandboxChoice::UnsafeHost => config.host_packages_ok,
-        },
-    };
-    Sandboxes(config.sandboxes().into_iter().map(offer).collect())
 }
 
 /// Where workspaces are kept for when their machine is gone.

@@ -41,7 +41,7 @@ pub(crate) fn request(facts: &Facts, messages: Vec<Message>, max_tokens: u32) ->
             content: message.content,
         })
         .collect();
-    let tools = tools::definitions(agent).into_iter().map(|tool| ToolDef {
+    let tools = tools::definitions(agent, &facts.sandboxes).into_iter().map(|tool| ToolDef {
         name: tool.name,
         description: tool.description,
         input_schema: tool.input_schema,

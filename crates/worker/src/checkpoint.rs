@@ -24,7 +24,9 @@ use vaquero_store::{
     CommitError, Document, DocumentQuery, EventQuery, Expect, Order, SharedStore, StoreError,
     WorkerName, Write, document::CHECKPOINT,
 };
-use vaquero_types::{Clock, EventId, SessionId, Timestamp, WorkspaceId, checkpoint::Source};
+use vaquero_types::{
+    Clock, EventId, SessionId, Timestamp, WorkspaceId, checkpoint::Source, sandbox::owner_of,
+};
 
 /// How long after a call its workspace is packed; calls that follow by then share the checkpoint.
 const DEBOUNCE: Duration = Duration::from_millis(700);
@@ -367,7 +369,7 @@ impl Checkpoints {
     /// The call of the newest result in the log.
     async fn last_result(&self, session: &SessionId) -> Result<Option<EventId>, StoreError> {
         let query = EventQuery {
-            session: session.clone(),
+            session: owner(session),
             thread: None,
             types: vec!["agent.tool_result".to_owned()],
             after: None,
@@ -531,13 +533,14 @@ impl Checkpoints {
         Ok(())
     }
 
-    /// Removes the blobs of a session, if it is gone and no fork began with its files.
+    /// Removes the blobs of a session or of one of its other sandboxes, if it is gone and no fork began with its files.
     async fn discard(
         &self,
         workspace: &WorkspaceId,
         session: &SessionId,
     ) -> Result<bool, CheckpointError> {
-        let gone = self.store.session(session).await?.is_none_or(|row| row.archived_at.is_some());
+        let owner = owner(session);
+        let gone = self.store.session(&owner).await?.is_none_or(|row| row.archived_at.is_some());
         if !gone || self.is_needed(workspace, session).await? {
             return Ok(false);
         }
@@ -547,4 +550,9 @@ impl Checkpoints {
             None => false,
         })
     }
+}
+
+/// The session whose files these are: its own, or those of one of its other sandboxes.
+fn owner(files: &SessionId) -> SessionId {
+    SessionId::from_wire(owner_of(files.as_str()).0)
 }

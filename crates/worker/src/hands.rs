@@ -28,12 +28,12 @@ use vaquero_types::{EventId, SessionId};
 pub(crate) enum Happened {
     /// Something for the machine.
     Input(Input),
-    /// The sandbox was looked for; none if it is gone.
-    Attached(Result<Option<Arc<dyn Sandbox>>, SandboxError>),
-    /// A sandbox was made; what the model is to know of it.
-    Made(Result<(Arc<dyn Sandbox>, Option<String>), SandboxError>),
+    /// The sandbox of that name was looked for; none if it is gone.
+    Attached(String, Result<Option<Arc<dyn Sandbox>>, SandboxError>),
+    /// The sandbox of that name was made; what the model is to know of it.
+    Made(String, Result<(Arc<dyn Sandbox>, Option<String>), SandboxError>),
     /// A call found its sandbox gone.
-    Lost(EventId),
+    Lost(String, EventId),
 }
 
 /// A call that wants to run.
@@ -68,6 +68,8 @@ pub(crate) struct Hands {
     world: World,
     sandboxes: Sandboxes,
     origin: Origin,
+    /// Which of the session's sandboxes.
+    name: String,
     key: SandboxKey,
     epoch: u64,
     state: State,
@@ -97,6 +99,7 @@ impl Hands {
         world: World,
         sandboxes: Sandboxes,
         lease: &Lease,
+        name: &str,
         origin: Origin,
         report: UnboundedSender<Happened>,
     ) -> Self {
@@ -104,8 +107,9 @@ impl Hands {
         Self {
             world,
             sandboxes,
-            origin,
-            key: SandboxKey::default_of(lease.session.as_str()),
+            origin: Origin { sandbox: name.to_owned(), ..origin },
+            name: name.to_owned(),
+            key: SandboxKey::of(lease.session.as_str(), name),
             epoch,
             state: State::Untried,
             waiting: Vec::new(),
@@ -122,7 +126,8 @@ impl Hands {
         &self.origin
     }
 
-    fn session(&self) -> SessionId {
+    /// Whose files they are: the session's, or those of one of its other sandboxes.
+    pub(crate) fn files(&self) -> SessionId {
         SessionId::from_wire(self.key.session.clone())
     }
 
@@ -144,9 +149,10 @@ impl Hands {
                 let (world, key, spec) =
                     (self.world.clone(), self.key.clone(), self.spec(generation));
                 let (report, origin) = (self.report.clone(), self.origin.clone());
+                let name = self.name.clone();
                 tasks.spawn(async move {
                     let found = attach(&world, &origin, &key, spec).await;
-                    drop(report.send(Happened::Attached(found)));
+                    drop(report.send(Happened::Attached(name, found)));
                 });
             }
             State::Trying | State::NeedsGeneration => {}
@@ -182,7 +188,8 @@ impl Hands {
 
     fn need_generation(&mut self) {
         self.state = State::NeedsGeneration;
-        drop(self.report.send(Happened::Input(Input::HandsGone)));
+        let gone = Input::HandsGone { sandbox: self.name.clone() };
+        drop(self.report.send(Happened::Input(gone)));
     }
 
     /// A generation is durable: the sandbox may be made.
@@ -198,10 +205,10 @@ impl Hands {
         self.state = State::Trying;
         let spec = self.spec(generation);
         let (world, key, report) = (self.world.clone(), self.key.clone(), self.report.clone());
-        let origin = self.origin.clone();
+        let (origin, name) = (self.origin.clone(), self.name.clone());
         tasks.spawn(async move {
             let made = make(&world, &origin, &key, spec, restore).await;
-            drop(report.send(Happened::Made(made)));
+            drop(report.send(Happened::Made(name, made)));
         });
     }
 
@@ -291,7 +298,7 @@ impl Hands {
         let first = !self.began && Checkpoints::may_change(&wanted.name);
         self.began |= first;
         let before_it = self.world.checkpoints.clone().filter(|_| first);
-        let session = self.session();
+        let (session, place) = (self.files(), self.name.clone());
         tasks.spawn(async move {
             let Wanted { call, name, input, .. } = wanted;
             let _over = over;
@@ -323,7 +330,7 @@ impl Hands {
                     let content = notice.into_iter().chain(blocks(result)).collect();
                     Happened::Input(Input::ToolDone { call, content, is_error })
                 }
-                Err(SandboxError::Gone { .. }) => Happened::Lost(call),
+                Err(SandboxError::Gone { .. }) => Happened::Lost(place, call),
                 Err(error) => {
                     failed(call, &format!("The sandbox could not run this call: {error}"))
                 }
@@ -380,7 +387,7 @@ impl Hands {
                     epoch: self.epoch,
                     covers: call.clone(),
                 };
-                checkpoints.changed(self.session(), dirty, &tool);
+                checkpoints.changed(self.files(), dirty, &tool);
             }
             let (call, epoch) = (call.clone(), self.epoch);
             tasks.spawn(async move {

@@ -26,6 +26,8 @@ pub(crate) struct Origin {
     pub(crate) mcp_hosts: Vec<String>,
     /// Where its secrets are.
     pub(crate) vaults: Vec<VaultId>,
+    /// Which of its sandboxes.
+    pub(crate) sandbox: String,
 }
 
 impl Origin {
@@ -38,8 +40,14 @@ impl Origin {
         let config = self.config(world).await?;
         if let Some(Config::Cloud(cloud)) = &config {
             spec.env.extend(cloud.env.clone());
-            spec.provider.clone_from(&cloud.provider);
-            spec.image.clone_from(&cloud.image);
+            let Some((provider, image)) = cloud.sandbox(&self.sandbox) else {
+                return Err(SandboxError::Invalid(format!(
+                    "the environment has no sandbox `{}` any more",
+                    self.sandbox
+                )));
+            };
+            spec.provider = provider.map(str::to_owned);
+            spec.image = image.map(str::to_owned);
             if !cloud.packages.is_empty() || !cloud.setup.is_empty() {
                 spec.provision = Some(Arc::new(Provision {
                     workspace: self.workspace.clone(),

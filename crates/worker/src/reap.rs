@@ -3,7 +3,7 @@
 
 use crate::{World, kept::Kept, sandboxes::Sandboxes};
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -13,7 +13,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use vaquero_store::WorkerName;
-use vaquero_types::SessionId;
+use vaquero_types::{SessionId, sandbox::owner_of};
 
 /// How often to compare.
 const EVERY: Duration = Duration::from_secs(30);
@@ -100,12 +100,15 @@ impl Reaper {
 
     async fn compare(&self) {
         let here = match self.world.compute.sessions().await {
-            Ok(here) => here.into_iter().map(SessionId::from_wire).collect::<Vec<_>>(),
+            Ok(here) => here,
             Err(error) => {
                 tracing::warn!(%error, "cannot list sandboxes; nothing is removed");
                 return;
             }
         };
+        let owners: BTreeSet<SessionId> =
+            here.iter().map(|files| SessionId::from_wire(owner_of(files).0)).collect();
+        let here: Vec<SessionId> = owners.into_iter().collect();
         let Some(kept) = self.kept_of(&here).await else { return };
         let mut removed = 0;
         for session in here.iter().filter(|session| !kept.contains(session)) {
@@ -139,16 +142,27 @@ impl Reaper {
     async fn remove(&self, session: &SessionId) {
         self.kept.forget(session);
         self.sandboxes.forget(session).await;
-        if let Some(checkpoints) = &self.world.checkpoints {
-            checkpoints.forget(session);
+        for files in self.files_of(session).await {
+            if let Some(checkpoints) = &self.world.checkpoints {
+                checkpoints.forget(&files);
+                if let Err(error) = checkpoints.discard_ended(&files).await {
+                    tracing::warn!(%session, %error, "cannot remove the checkpoints of a session that ended; a later sweep does");
+                }
+            }
+            if let Err(error) = self.world.compute.destroy(files.as_str()).await {
+                tracing::warn!(%session, %error, "cannot remove the sandbox of a session that ended; the next round tries again");
+            }
         }
-        if let Some(checkpoints) = &self.world.checkpoints
-            && let Err(error) = checkpoints.discard_ended(session).await
-        {
-            tracing::warn!(%session, %error, "cannot remove the checkpoints of a session that ended; a later sweep does");
-        }
-        if let Err(error) = self.world.compute.destroy(session.as_str()).await {
-            tracing::warn!(%session, %error, "cannot remove the sandbox of a session that ended; the next round tries again");
-        }
+    }
+
+    /// Under which names a session has files: its own, and those of its other sandboxes that are here.
+    async fn files_of(&self, session: &SessionId) -> Vec<SessionId> {
+        let here = self.world.compute.sessions().await.unwrap_or_default();
+        let others = here.into_iter().filter(|files| {
+            let (owner, _) = owner_of(files);
+            owner == session.as_str() && files != owner
+        });
+        let others = others.map(SessionId::from_wire);
+        std::iter::once(session.clone()).chain(others).collect()
     }
 }

@@ -4,10 +4,8 @@ use crate::World;
 use std::time::Duration;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
-use vaquero_store::{
-    CommitError, Expect, NewRecord, RecordKind, SessionRow, StoreError, Write, document::CHECKPOINT,
-};
-use vaquero_types::{EventId, SessionId, event::server};
+use vaquero_store::{CommitError, NewRecord, RecordKind, SessionRow, StoreError, Write, sandboxes};
+use vaquero_types::{EventId, event::server};
 
 /// How often to look.
 const EVERY: Duration = Duration::from_secs(60);
@@ -65,18 +63,13 @@ async fn delete(world: &World, row: SessionRow) -> Result<bool, StoreError> {
     let record = NewRecord {
         kind: RecordKind::Event,
         event_id: EventId::new(world.ids.next(now)),
-        thread: row.primary_thread,
+        thread: row.primary_thread.clone(),
         event_type: event.event_type.to_owned(),
         body: event.body.into(),
     };
-    let without_checkpoint = Write::DeleteDocument {
-        workspace: row.workspace,
-        kind: CHECKPOINT.to_owned(),
-        id: SessionId::as_str(&row.id).to_owned(),
-        expect: Expect::Any,
-    };
-    let delete = Write::DeleteSession { session: row.id, revision: row.revision, record };
-    match world.store.commit(vec![delete, without_checkpoint], now).await {
+    let mut writes = sandboxes::without_checkpoints(&row);
+    writes.push(Write::DeleteSession { session: row.id, revision: row.revision, record });
+    match world.store.commit(writes, now).await {
         Ok(_) => Ok(true),
         Err(CommitError::Store(error)) => Err(error),
         // It was used meanwhile, or is gone.

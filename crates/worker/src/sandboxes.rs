@@ -80,9 +80,10 @@ impl Sandboxes {
     }
 
     async fn note(&self, key: &SandboxKey, sandbox: &Arc<dyn Sandbox>) -> Result<(), StoreError> {
-        let session = SessionId::from_wire(key.session.clone());
+        let (session, name) = key.owner();
+        let session = SessionId::from_wire(session);
         let known = sandboxes::list(self.world.store.as_ref(), Some(&session), true).await?;
-        let known = known.into_iter().find(|record| record.name == key.name);
+        let known = known.into_iter().find(|record| record.name == name);
         let now = self.world.clock.now();
         let generation = sandbox.generation();
         let before = known.as_ref().map(|record| record.network).unwrap_or_default();
@@ -99,7 +100,7 @@ impl Sandboxes {
         let record = SandboxRecord {
             kind: SandboxKind::Sandbox,
             session_id: session,
-            name: key.name.clone(),
+            name: name.to_owned(),
             provider: sandbox.provider().to_owned(),
             server: self.server.clone(),
             state: SandboxState::Running,
@@ -148,10 +149,10 @@ impl Sandboxes {
             // Of the server's life before this one.
             match sandboxes::list(self.world.store.as_ref(), None, false).await {
                 Ok(all) => ended.extend(all.into_iter().filter(|record| {
-                    let (session, name) = (record.session_id.to_string(), record.name.clone());
+                    let key = SandboxKey::of(record.session_id.as_str(), &record.name);
                     record.server == self.server
                         && record.state == SandboxState::Running
-                        && !living.contains(&SandboxKey { session, name })
+                        && !living.contains(&key)
                 })),
                 Err(error) => tracing::warn!(%error, "cannot read the records of sandboxes"),
             }
@@ -163,7 +164,7 @@ impl Sandboxes {
 
     /// A session's sandboxes are gone, and the session with them.
     pub(crate) async fn forget(&self, session: &SessionId) {
-        self.lock().retain(|key, _| key.session != session.as_str());
+        self.lock().retain(|key, _| key.owner().0 != session.as_str());
         let now = self.world.clock.now();
         if let Err(error) = sandboxes::remove(self.world.store.as_ref(), session, now).await {
             tracing::warn!(%session, %error, "the record of a sandbox stays behind");

@@ -11,7 +11,10 @@ use crate::{
     run::Config,
     sandboxes::Sandboxes,
 };
-use std::{collections::VecDeque, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
 use tokio::{
     sync::mpsc::{UnboundedReceiver, unbounded_channel},
     task::JoinSet,
@@ -20,14 +23,17 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use vaquero_core::{
     Input, Machine, State, Step,
-    tools::has_sandbox,
+    tools::{self, has_sandbox},
     turn::{Batch, Facts, Purpose},
 };
+use vaquero_sandbox::SandboxKey;
 use vaquero_store::{
     Append, Author, CommitError, Lease, NewRecord, Record, RecordKind, Seq, SessionChange,
     SessionRow, Snapshot, StoreError, Write,
 };
-use vaquero_types::{EventId, Timestamp, session::SessionBody};
+use vaquero_types::{
+    EventId, SessionId, Timestamp, environment::DEFAULT_SANDBOX, session::SessionBody,
+};
 
 /// Most bytes of records read at once.
 const READ: usize = 1 << 20;
@@ -59,7 +65,7 @@ pub(crate) struct Turn {
 /// What a turn holds while it runs.
 struct Run {
     machine: Machine,
-    hands: Hands,
+    hands: BTreeMap<String, Hands>,
     inbox: UnboundedReceiver<Happened>,
     report: tokio::sync::mpsc::UnboundedSender<Happened>,
     tasks: JoinSet<()>,
@@ -107,7 +113,7 @@ impl Turn {
         let mut steps = self.handle(&mut run, Input::Start { claims: self.lease.claims });
         loop {
             if self.perform_steps(&mut run, &mut steps).await? {
-                run.hands.close();
+                run.hands.values().for_each(Hands::close);
                 let Run { machine, bytes, loose_bytes, .. } = run;
                 let folded = Folded { state: machine.into_state(), bytes, loose_bytes };
                 self.kept.put(self.lease.session.clone(), folded);
@@ -171,6 +177,7 @@ impl Turn {
             thread: row.primary_thread,
             agent: body.agent,
             self_hosted: body.self_hosted,
+            sandboxes: body.sandboxes,
             status: row.status,
             usage: row.usage,
             activity: row.activity,
@@ -181,12 +188,20 @@ impl Turn {
             environment: row.environment,
             mcp_hosts: mcp_hosts(&facts.agent),
             vaults: body.vault_ids,
+            sandbox: DEFAULT_SANDBOX.to_owned(),
         };
-        let sandboxes = self.sandboxes.clone();
-        let hands = Hands::new(self.world.clone(), sandboxes, &self.lease, origin, report.clone());
+        let others = facts.sandboxes.iter().map(|sandbox| sandbox.name.as_str());
+        let hands = [DEFAULT_SANDBOX].into_iter().chain(others).map(|name| {
+            let (world, sandboxes) = (self.world.clone(), self.sandboxes.clone());
+            let (origin, report) = (origin.clone(), report.clone());
+            let hands = Hands::new(world, sandboxes, &self.lease, name, origin, report);
+            (name.to_owned(), hands)
+        });
+        let hands: BTreeMap<String, Hands> = hands.collect();
         let mut tasks = JoinSet::new();
-        if state.generation == 0 && !facts.self_hosted && has_sandbox(&facts.agent) {
-            hands.prepare(&mut tasks);
+        if !facts.self_hosted && has_sandbox(&facts.agent) {
+            let first = hands.iter().filter(|(name, _)| state.generation(name) == 0);
+            first.for_each(|(_, hands)| hands.prepare(&mut tasks));
         }
         Ok(Run {
             machine: Machine::new(state, facts, self.config.limits.clone()),
@@ -230,17 +245,21 @@ impl Turn {
                 }
                 self.handle(run, input)
             }
-            Happened::Attached(found) => {
-                run.hands.attached(found, &mut run.tasks);
+            Happened::Attached(name, found) => {
+                if let Some(hands) = run.hands.get_mut(&name) {
+                    hands.attached(found, &mut run.tasks);
+                }
                 VecDeque::new()
             }
-            Happened::Made(made) => {
-                run.hands.made(made, &mut run.tasks);
+            Happened::Made(name, made) => {
+                if let Some(hands) = run.hands.get_mut(&name) {
+                    hands.made(made, &mut run.tasks);
+                }
                 VecDeque::new()
             }
-            Happened::Lost(call) => {
-                let input = run.hands.lost(&call);
-                self.handle(run, input)
+            Happened::Lost(name, call) => {
+                let lost = run.hands.get_mut(&name).map(|hands| hands.lost(&call));
+                lost.map(|input| self.handle(run, input)).unwrap_or_default()
             }
         }
     }
@@ -254,21 +273,24 @@ impl Turn {
         while let Some(step) = steps.pop_front() {
             match step {
                 Step::Append(batch) => {
-                    let ends = batch.ends;
+                    let (ends, new_hands) = (batch.ends, batch.new_hands.clone());
                     let input = self.commit(run, batch).await?;
                     if ends && matches!(input, Input::Committed(_)) {
                         return Ok(true);
                     }
-                    let generation = run.machine.state().generation;
+                    let name = new_hands.unwrap_or_default();
+                    let before = run.machine.state().generation(&name);
                     steps.extend(self.handle(run, input));
-                    if run.machine.state().generation > generation {
+                    let generation = run.machine.state().generation(&name);
+                    if generation > before
+                        && let Some(hands) = run.hands.get_mut(&name)
+                    {
                         crash::point("after-generation");
-                        let generation = run.machine.state().generation;
                         let restore = run.restore.take();
-                        run.hands.generation_is_durable(generation, restore, &mut run.tasks);
+                        hands.generation_is_durable(generation, restore, &mut run.tasks);
                     }
                     for call in std::mem::take(&mut run.settled) {
-                        run.hands.settled(&call, &mut run.tasks);
+                        run.hands.values_mut().for_each(|it| it.settled(&call, &mut run.tasks));
                     }
                 }
                 Step::CallModel { purpose, messages } => {
@@ -282,12 +304,18 @@ impl Turn {
                 }
                 Step::RunTool { call, name, input, fresh } => {
                     crash::point("after-answer");
-                    let generation = run.machine.state().generation;
-                    let wanted = Wanted { call, name, input, fresh };
-                    run.hands.want(wanted, generation, &mut run.tasks);
+                    let (place, name) = tools::place(&name);
+                    let generation = run.machine.state().generation(place);
+                    let wanted = Wanted { call, name: name.to_owned(), input, fresh };
+                    // What was judged is of a sandbox that the session has.
+                    if let Some(hands) = run.hands.get_mut(place) {
+                        hands.want(wanted, generation, &mut run.tasks);
+                    }
                     crash::point("tool-running");
                 }
-                Step::CancelTool { call } => run.hands.cancel(&call, &mut run.tasks),
+                Step::CancelTool { call } => {
+                    run.hands.values_mut().for_each(|it| it.cancel(&call, &mut run.tasks));
+                }
                 Step::WakeAt(at) => run.wake = Some(run.wake.map_or(at, |wake| wake.min(at))),
             }
         }
@@ -319,7 +347,9 @@ impl Turn {
 
     /// Makes a batch durable; answers with what the machine is to be told.
     async fn commit(&self, run: &mut Run, mut batch: Batch) -> Result<Input, Stopped> {
-        if batch.new_hands && run.machine.state().generation == 0 {
+        if batch.new_hands.as_deref() == Some(DEFAULT_SANDBOX)
+            && run.machine.state().generation == 0
+        {
             self.add_unreachable(run, &mut batch).await;
         }
         let point = passing(&batch);
@@ -327,10 +357,9 @@ impl Turn {
         let seen = run.machine.state().seq;
         let bytes: usize = batch.records.iter().map(|record| record.body.len()).sum();
         (run.bytes, run.loose_bytes) = (run.bytes + bytes, run.loose_bytes + bytes);
-        let committed = if batch.new_hands {
-            self.commit_hands(run, &batch, seen).await?
-        } else {
-            self.commit_surely(self.writes(run, &batch, seen)).await
+        let committed = match batch.new_hands.clone() {
+            Some(name) => self.commit_hands(run, &batch, &name, seen).await?,
+            None => self.commit_surely(self.writes(run, &batch, seen)).await,
         };
         if point == "before-result" && committed.is_ok() {
             crash::point("after-result");
@@ -365,7 +394,8 @@ impl Turn {
 
     /// Says with a session's first sandbox which of its secrets cannot reach their hosts.
     async fn add_unreachable(&self, run: &Run, batch: &mut Batch) {
-        match run.hands.origin().unreachable(&self.world).await {
+        let Some(hands) = run.hands.get(DEFAULT_SANDBOX) else { return };
+        match hands.origin().unreachable(&self.world).await {
             Ok(events) => batch.records.extend(events.into_iter().map(|event| NewRecord {
                 kind: RecordKind::Event,
                 event_id: EventId::new(self.world.ids.next(self.world.clock.now())),
@@ -385,16 +415,19 @@ impl Turn {
         &self,
         run: &mut Run,
         batch: &Batch,
+        name: &str,
         seen: Seq,
     ) -> Result<Result<Vec<(Seq, Timestamp)>, CommitError>, Stopped> {
-        let (session, workspace) = (&self.lease.session, &self.lease.workspace);
+        let workspace = &self.lease.workspace;
+        let key = SandboxKey::of(self.lease.session.as_str(), name);
+        let files = SessionId::from_wire(key.session);
         loop {
             let mut writes = self.writes(run, batch, seen);
             if let Some(checkpoints) = &self.world.checkpoints {
-                let here = self.world.compute.has_workspace(session.as_str()).await;
-                let generation = run.machine.state().generation + 1;
+                let here = self.world.compute.has_workspace(files.as_str()).await;
+                let generation = run.machine.state().generation(name) + 1;
                 let (write, restore) =
-                    checkpoints.begin(workspace, session, generation, here).await?;
+                    checkpoints.begin(workspace, &files, generation, here).await?;
                 writes.push(write);
                 run.restore = restore;
             }
@@ -421,7 +454,7 @@ impl Turn {
                 activity: batch.activity,
                 ready: batch.ends.then_some(false),
                 progress: batch.progress,
-                hands: batch.new_hands.then(|| self.config.name.clone()),
+                hands: batch.new_hands.as_ref().map(|_| self.config.name.clone()),
                 ..SessionChange::default()
             },
         })];

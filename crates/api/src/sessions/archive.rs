@@ -9,7 +9,7 @@ use crate::{
 };
 use axum::{extract::State, response::Response};
 use std::sync::Arc;
-use vaquero_store::{Append, Author, SessionChange, Write};
+use vaquero_store::{Append, Author, SessionChange, Write, sandboxes};
 use vaquero_types::{ApiError, SessionId, event::server, gate::GateChange, session::Status};
 
 pub(crate) async fn handler(
@@ -54,7 +54,8 @@ async fn decide(app: App, posted: Arc<Posted>, ids: PathIds) -> Result<Outcome> 
             ..SessionChange::default()
         },
     });
-    let writes = vec![write, sessions::without_checkpoint(&row)];
+    let mut writes = sandboxes::without_checkpoints(&row);
+    writes.push(write);
     row.status = Status::Terminated;
     row.archived_at = Some(now);
     row.updated_at = now;

@@ -18,7 +18,7 @@ use vaquero_types::{
     AgentId, ApiError, EnvironmentId, Fields, Invalid, Patch, SessionId, ThreadId, VaultId,
     WorkspaceId,
     agent::{self, SessionAgent},
-    environment::{Config, Environment, Networking},
+    environment::{Cloud, Config, Environment, Networking},
     event::ClientEvent,
     session::{SessionBody, TITLE_MAX},
 };
@@ -123,6 +123,10 @@ async fn decide(app: App, posted: Arc<Posted>, _ids: PathIds) -> Result<Outcome>
         metadata: draft.metadata,
         vault_ids: draft.vaults,
         self_hosted: environment.config == Config::SelfHosted,
+        sandboxes: match environment.config {
+            Config::Cloud(cloud) => cloud.sandboxes,
+            Config::SelfHosted => Vec::new(),
+        },
     };
     let (id, primary) = (SessionId::new(app.new_id()), ThreadId::new(app.new_id()));
     let (mut row, thread) = sessions::fresh(workspace, draft.environment, &body, id, primary, now);
@@ -146,7 +150,6 @@ pub(super) fn check_environment(
     sandboxes: &Sandboxes,
     has_vaults: bool,
 ) -> Result<()> {
-    let refuse = |message: String| -> Result<()> { Err(ApiError::invalid(message).into()) };
     let id = &environment.id;
     if environment.archived_at.is_some() {
         let error = ApiError::invalid(format!("environment_id: environment `{id}` is archived"));
@@ -154,20 +157,50 @@ pub(super) fn check_environment(
     }
     // What runs on workers is their operator's business.
     let Config::Cloud(cloud) = &environment.config else { return Ok(()) };
-    let provider = match sandboxes.of(cloud.provider.as_deref()) {
+    check_sandbox(
+        id,
+        cloud,
+        (cloud.provider.as_deref(), cloud.image.as_deref()),
+        sandboxes,
+        has_vaults,
+    )?;
+    let mut named = cloud.sandboxes.iter().filter_map(|named| cloud.sandbox(&named.name));
+    named.try_for_each(|wanted| check_sandbox(id, cloud, wanted, sandboxes, has_vaults))
+}
+
+/// Refuses what sandboxes of the wanted provider and image cannot keep.
+fn check_sandbox(
+    id: &EnvironmentId,
+    cloud: &Cloud,
+    (provider, image): (Option<&str>, Option<&str>),
+    sandboxes: &Sandboxes,
+    has_vaults: bool,
+) -> Result<()> {
+    let refuse = |message: String| -> Result<()> { Err(ApiError::invalid(message).into()) };
+    let provider = match sandboxes.of(provider) {
         Ok(provider) => provider,
         Err(names) => {
-            let wanted = cloud.provider.as_deref().unwrap_or("a provider");
+            let wanted = provider.unwrap_or("a provider");
             return refuse(format!(
                 "environment_id: environment `{id}` wants sandboxes of `{wanted}`, and this server has {names}; name one of them in its `config.provider`, or have the server started with `--sandbox` and both"
             ));
         }
     };
-    if let (Some(image), false) = (&cloud.image, provider.images) {
-        return refuse(format!(
-            "environment_id: environment `{id}` names the image `{image}`, and sandboxes of `{}` are not made of images; name a provider that does in its `config.provider`, or take `config.image` away",
-            provider.name
-        ));
+    if let Some(image) = image {
+        match &provider.images {
+            Some(allowed) if allowed.allow(image) => {}
+            Some(_) => {
+                return refuse(format!(
+                    "environment_id: environment `{id}` names the image `{image}`, which is none that this server's operator allows (`--sandbox-images`); name another in its `config.image`"
+                ));
+            }
+            None => {
+                return refuse(format!(
+                    "environment_id: environment `{id}` names the image `{image}`, and sandboxes of `{}` are not made of images; name a provider that does in its `config.provider`, or take `config.image` away",
+                    provider.name
+                ));
+            }
+        }
     }
     let installs = !cloud.packages.is_empty() || !cloud.setup.is_empty();
     if installs && !provider.installs && provider.isolated {

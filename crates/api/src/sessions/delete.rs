@@ -10,7 +10,7 @@ use crate::{
 use axum::{extract::State, response::Response};
 use serde_json::json;
 use std::sync::Arc;
-use vaquero_store::Write;
+use vaquero_store::{Write, sandboxes};
 use vaquero_types::{ApiError, SessionId, event::server, session::Status};
 
 pub(crate) async fn handler(
@@ -38,6 +38,7 @@ async fn decide(app: App, posted: Arc<Posted>, ids: PathIds) -> Result<Outcome> 
         revision: row.revision,
         record: sessions::event(&app, &row, server::session_deleted()),
     };
-    let writes = vec![write, sessions::without_checkpoint(&row)];
+    let mut writes = sandboxes::without_checkpoints(&row);
+    writes.push(write);
     Ok(Outcome::new(writes, json!({ "id": row.id, "type": "session_deleted" })))
 }

@@ -64,6 +64,7 @@ async fn decide(app: App, posted: Arc<Posted>, ids: PathIds) -> Result<Outcome> 
         thread: thread.clone(),
         agent: body.agent.clone(),
         self_hosted: body.self_hosted,
+        sandboxes: body.sandboxes.clone(),
         status: Status::Running,
         usage: Usage::default(),
         activity: Activity::default(),

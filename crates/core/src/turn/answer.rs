@@ -146,7 +146,7 @@ impl Machine {
 
     fn judge(&self, event: &EventId, block: &Value) -> CallRecord {
         let name = block["name"].as_str().unwrap_or_default().to_owned();
-        let evaluation = tools::evaluate(&self.facts.agent, &name);
+        let evaluation = tools::evaluate(&self.facts.agent, &self.facts.sandboxes, &name);
         let built_in =
             matches!(evaluation, Evaluation::Allow | Evaluation::Ask | Evaluation::AutoAsk);
         CallRecord {

@@ -4,6 +4,7 @@ use super::{Batch, Desk, Machine, Purpose, Step, close::INTERRUPTED};
 use crate::{
     context::{self, COMPACTION_REQUEST, Role},
     state::{Queued, Reply},
+    tools,
     transcript::Transcript,
 };
 use serde_json::Value;
@@ -193,7 +194,8 @@ impl Machine {
                     call: id.clone(),
                     name: call.record.name.clone(),
                     input: call.record.input.clone(),
-                    fresh: self.flight.fresh.contains(id) || self.state.generation == 0,
+                    fresh: self.flight.fresh.contains(id)
+                        || self.state.generation(tools::place(&call.record.name).0) == 0,
                 });
             }
         }

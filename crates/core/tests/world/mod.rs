@@ -195,6 +195,7 @@ impl World {
             thread: self.thread.clone(),
             agent: self.agent.clone(),
             self_hosted: false,
+            sandboxes: Vec::new(),
             status: self.status,
             usage: self.usage,
             activity: self.activity,

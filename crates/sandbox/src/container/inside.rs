@@ -20,13 +20,13 @@ use crate::launcher::{lockdown, network, now, seccomp, sys, wire};
 use crate::seam::Limits;
 
 /// The first byte a hand says: it is ready, and its sockets come along.
-pub(super) const READY: u8 = b'r';
+pub(crate) const READY: u8 = b'r';
 /// Or why it cannot start.
-pub(super) const FAILED: u8 = b'f';
+pub(crate) const FAILED: u8 = b'f';
 /// Between two attempts to dial.
 const PAUSE: Duration = Duration::from_millis(50);
 /// Where connections to the proxy are carried, beside the socket that is dialled.
-pub(super) const PROXY_SOCKET: &str = "proxy.sock";
+pub(crate) const PROXY_SOCKET: &str = "proxy.sock";
 
 /// How what programs send leaves a container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -86,15 +86,17 @@ fn wall_in(inside: &Inside) -> Result<(OwnedFd, Vec<OwnedFd>, OwnedFd), Step> {
     }
     let pair = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
     let (control, to_hand) = at("make a socket", pair)?;
+    // Whoever started it may end its own programs; a first process leads already, and is told so.
+    rustix::process::setsid().ok();
     // The engine's own filter may forbid keyrings altogether: then there is none to leave.
     drop(sys::fresh_keyring());
     at("lower rlimits", lockdown::limit_resources(&inside.limits, false))?;
     at("set no_new_privs", rustix::thread::set_no_new_privs(true))?;
     at("apply Landlock", lockdown::landlock(inside.writable))?;
-    // Whoever forwards needed no more than it keeps, and runs on a kernel that may not know how to give up.
-    let capabilities = match inside.way_out {
-        WayOut::Forwarded => lockdown::hold_only_kept(),
-        WayOut::None | WayOut::Sockets => lockdown::drop_capabilities(),
+    let capabilities = match (lockdown::drop_capabilities(), inside.way_out) {
+        // Whoever forwards needed no more than it keeps, and runs on a kernel that may not know how to give up.
+        (Err(_), WayOut::Forwarded) => lockdown::hold_only_kept(),
+        (dropped, _) => dropped,
     };
     at("drop capabilities", capabilities)?;
     at("install seccomp", sys::seccomp(&seccomp::program()))?;

@@ -24,13 +24,13 @@ use crate::launcher::network::SOCKETS;
 use crate::seam::{Arrivals, Sockets, Stream};
 
 /// The socket's name in its directory.
-const SOCKET: &str = "server.sock";
+pub(crate) const SOCKET: &str = "server.sock";
 /// Where the directory is mounted.
 const PLACE: &str = "/run/vaquero";
 /// The most a hand says of why it could not start.
-const SAID: usize = 512;
+pub(crate) const SAID: usize = 512;
 /// Connections that wait to be served.
-const CARRIED: usize = 16;
+pub(crate) const CARRIED: usize = 16;
 
 /// Where a hand dials in.
 #[derive(Debug)]

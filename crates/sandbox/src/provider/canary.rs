@@ -80,6 +80,25 @@ pub async fn check_runs(sandbox: &dyn Sandbox) -> Result<(), SandboxError> {
     ))
 }
 
+/// Checks that nothing leads out of it but what its proxy lets through: for engines whose networks are shut by somebody else.
+pub(crate) async fn check_reaches_nothing(sandbox: &dyn Sandbox) -> Result<(), SandboxError> {
+    let script = "for to in 1.1.1.1/443 8.8.8.8/53 169.254.169.254/80; do \
+                  timeout 3 bash -c \"exec 3<>/dev/tcp/$to\" 2>/dev/null && echo $to; done; echo done";
+    let fence = Fence { epoch: 1, generation: sandbox.generation() };
+    let input = serde_json::json!({ "command": script });
+    let said = text(sandbox.run("reach", fence, "bash", &input, Some(TIMEOUT)).await?);
+    if said.trim() == "done" {
+        return Ok(());
+    }
+    Err(SandboxError::unavailable(
+        format!(
+            "a sandbox reaches what it must not, past its way out: {:.200}",
+            said.trim().replace('\n', ", ")
+        ),
+        "have its network shut",
+    ))
+}
+
 async fn run(sandbox: &dyn Sandbox, script: &str) -> Result<ToolResult, SandboxError> {
     let fence = Fence { epoch: 1, generation: sandbox.generation() };
     let input = serde_json::json!({ "command": script });

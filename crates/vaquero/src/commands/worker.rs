@@ -2,7 +2,7 @@
 
 use super::serve;
 use crate::{
-    config::{Config, ServeArgs},
+    config::{Config, SandboxArgs, ServeArgs},
     hired::{self, Job},
 };
 use std::{path::PathBuf, process::ExitCode, time::Duration};
@@ -33,12 +33,8 @@ pub(crate) struct Args {
     /// Seconds a session may rest before it is left.
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     max_idle_seconds: u64,
-    /// Where sandboxes come from: `local`, or `unsafe-host` for no isolation at all.
-    #[arg(long, value_name = "PROVIDER")]
-    sandbox: Option<String>,
-    /// `enforced`, or `degraded` to accept weaker limits.
-    #[arg(long, value_name = "HOW")]
-    sandbox_limits: Option<String>,
+    #[command(flatten)]
+    sandboxes: SandboxArgs,
     /// A configuration file [default: ./vaquero.toml, if there is one].
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -48,8 +44,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let config = Config::load(&ServeArgs {
         data_dir: Some(args.data_dir),
         config: args.config,
-        sandbox: args.sandbox,
-        sandbox_limits: args.sandbox_limits,
+        sandboxes: args.sandboxes,
         ..ServeArgs::default()
     })?;
     serve::log(&config)?;

@@ -1,0 +1,661 @@
+//! Sandboxes in machines that somebody else runs: E2B's, Modal's, Daytona's. Whoever offers machines is behind [`Machines`]; what a server does with them is written here, once. The
+//! machine's own network is shut: the hand's line and its proxy's connections go over the standard streams of a relay that is started in it.
+
+#[cfg(feature = "http")]
+pub mod http;
+mod line;
+mod mux;
+mod pipe;
+mod records;
+mod relay;
+mod text;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use tokio::io::AsyncReadExt;
+use tokio::sync::OnceCell;
+
+pub use self::pipe::{Input, Pipe};
+use self::records::{Record, Records};
+use self::relay::HAND_PROCESS;
+pub(crate) use self::relay::relay_main;
+use crate::container::{Kit, WayOut, trust_files, variables};
+use crate::engine::{BUILD, CANARY, Engine, Line, Made, Order};
+use crate::error::SandboxError;
+use crate::files::{Files, mark_used, unused};
+use crate::hand::{contained_command_line, relay_command_line};
+use crate::provider::{Habits, Provider, check_reaches_nothing, check_runs};
+use crate::remove::remove_tree;
+use crate::seam::{
+    Capabilities, Isolation, Limits, LimitsState, Networking, Quota, Sandbox, SandboxKey,
+    SandboxSpec, Uplink,
+};
+
+/// Where the hand dials in a machine.
+const LINE: &str = "/run/vaquero";
+/// Where a kit is uploaded to.
+const UPLOAD: &str = "/tmp/.hand.tar.gz";
+/// In a kit: all of it.
+const PACKED: &str = "packed.tar.gz";
+/// How long a hand may take to dial, and a script to end.
+const PATIENCE: Duration = Duration::from_secs(30);
+const SCRIPT: Duration = Duration::from_mins(2);
+/// The most a script may say.
+const SAID: u64 = 1 << 20;
+
+/// Offers machines.
+#[async_trait]
+pub trait Machines: fmt::Debug + Send + Sync + 'static {
+    /// Its name, as operators and environments write it.
+    fn name(&self) -> &'static str;
+
+    /// What machines are made of when nobody names anything.
+    fn image(&self) -> &str;
+
+    /// Refuses what none of its machines could ever be.
+    fn check(&self, spec: &SandboxSpec) -> Result<(), SandboxError>;
+
+    /// Those with this owner's mark.
+    async fn list(&self, owner: &str) -> Result<Vec<Machine>, SandboxError>;
+
+    /// Makes one, whose network reaches nothing; its id, once it runs. [`SandboxError::Gone`] if what it should begin with is not there.
+    async fn create(&self, wanted: &Wanted<'_>) -> Result<String, SandboxError>;
+
+    /// Ends what runs in it; its files stay.
+    async fn stop(&self, id: &str) -> Result<Rest, SandboxError>;
+
+    /// Starts one that was stopped; nothing of before runs in it.
+    async fn wake(&self, id: &str) -> Result<(), SandboxError>;
+
+    /// Ends one for good; also if it is gone.
+    async fn destroy(&self, id: &str) -> Result<(), SandboxError>;
+
+    /// It is in use: it must not end by itself for another while.
+    async fn stay(&self, id: &str, linger: Duration) -> Result<(), SandboxError>;
+
+    /// Writes a file as root.
+    async fn write(&self, id: &str, path: &str, bytes: Bytes) -> Result<(), SandboxError>;
+
+    /// Starts a program as root.
+    async fn exec(&self, id: &str, command: &[String]) -> Result<Pipe, SandboxError>;
+
+    /// Runs a program as root to its end; what it writes to its standard output.
+    async fn run(&self, id: &str, command: &[String]) -> Result<String, SandboxError> {
+        let mut said = Vec::new();
+        let mut output = self.exec(id, command).await?.read.take(SAID);
+        let ended = tokio::time::timeout(SCRIPT, output.read_to_end(&mut said)).await;
+        let ended = ended.map_err(|_| SandboxError::gone("a machine does not answer"))?;
+        ended.map_err(|e| SandboxError::io("cannot hear what a machine says", e))?;
+        Ok(String::from_utf8_lossy(&said).into_owned())
+    }
+
+    /// Keeps what the files of a machine are now, for others to begin with.
+    async fn snapshot(&self, id: &str) -> Result<String, SandboxError>;
+
+    /// Removes a snapshot.
+    async fn forget(&self, snapshot: &str) -> Result<(), SandboxError>;
+
+    /// Whether its standard streams carry only text.
+    fn as_text(&self) -> bool {
+        false
+    }
+}
+
+/// A machine.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    /// Its id.
+    pub id: String,
+    /// It has not been stopped.
+    pub runs: bool,
+}
+
+/// A machine that is asked for.
+#[derive(Debug)]
+pub struct Wanted<'a> {
+    /// Whose it is to be.
+    pub owner: &'a str,
+    /// The sandbox that it is for; only people read it.
+    pub key: &'a SandboxKey,
+    /// What it is made of.
+    pub image: &'a str,
+    /// What it begins with, instead of an image.
+    pub snapshot: Option<&'a str>,
+    /// How large it should be.
+    pub limits: Limits,
+    /// How long it may be left alone before it ends by itself.
+    pub linger: Duration,
+}
+
+/// A name that nothing else has: a random UUID.
+pub fn unique() -> String {
+    let mut random = [0; 16];
+    // Only an early boot has none, and then the time is as good.
+    if getrandom::fill(&mut random).is_err() {
+        random = crate::launcher::now().as_nanos().to_ne_bytes();
+    }
+    uuid::Builder::from_random_bytes(random).into_uuid().to_string()
+}
+
+/// What a machine becomes when it is stopped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Rest {
+    /// It is still there.
+    Machine,
+    /// It is gone, and the next one begins with this snapshot.
+    Snapshot(String),
+}
+
+/// How the provider is set up.
+#[derive(Clone, Debug)]
+pub struct RemoteConfig {
+    /// The server's data directory. The provider uses a directory of its name in it.
+    pub data_dir: PathBuf,
+    /// After how long without a call a sandbox is stopped; its files stay.
+    pub idle_stop: Duration,
+    /// How long machines live on without a server.
+    pub linger: Duration,
+    /// The longest any call may take, queueing included; past it the sandbox is ended.
+    pub call_ceiling: Duration,
+    /// The executable with the `hand` subcommand.
+    pub hand_exe: PathBuf,
+}
+
+impl RemoteConfig {
+    /// The defaults around a data directory: stop after 15 idle minutes, linger ten.
+    pub fn new(data_dir: impl Into<PathBuf>) -> Self {
+        Self {
+            data_dir: data_dir.into(),
+            idle_stop: Duration::from_mins(15),
+            linger: Duration::from_mins(10),
+            call_ceiling: Duration::from_hours(4),
+            hand_exe: PathBuf::from("/proc/self/exe"),
+        }
+    }
+}
+
+/// Machines, and what a server has of them.
+#[derive(Debug)]
+pub struct Remote<M> {
+    machines: Arc<M>,
+    linger: Duration,
+    dir: PathBuf,
+    records: Records,
+    kit: Kit,
+    packed: OnceCell<Bytes>,
+}
+
+impl<M: Machines> Remote<M> {
+    /// Removes machines that an earlier server has left and nobody knows, and proves with a canary that commands run in one and reach nothing.
+    ///
+    /// Without an `uplink` no sandbox can have a way out.
+    pub async fn start(
+        machines: M,
+        config: RemoteConfig,
+        uplink: Option<Arc<dyn Uplink>>,
+    ) -> Result<Provider<Self>, SandboxError> {
+        let habits = Habits { idle_stop: config.idle_stop, call_ceiling: config.call_ceiling };
+        Provider::open(Self::open(machines, config).await?, habits, uplink).await
+    }
+
+    async fn open(machines: M, config: RemoteConfig) -> Result<Self, SandboxError> {
+        let dir = config.data_dir.join(machines.name());
+        let records = Records::open(&dir)?;
+        let (exe, kits) = (config.hand_exe, dir.join("hands"));
+        let built = tokio::task::spawn_blocking(move || Kit::build(&exe, &kits)).await;
+        let kit = built.map_err(io::Error::other).and_then(|built| built);
+        let kit = kit.map_err(|e| SandboxError::io("cannot copy the hand for machines", e))?;
+        let (machines, linger, packed) = (Arc::new(machines), config.linger, OnceCell::new());
+        let remote = Self { machines, linger, dir, records, kit, packed };
+        remote.clear().await?;
+        Ok(remote)
+    }
+
+    /// Destroys machines that no record names, and those of nobody's sessions; forgets those that are gone.
+    async fn clear(&self) -> Result<(), SandboxError> {
+        let machines = self.machines.list(self.records.owner()).await?;
+        let mut known = Vec::new();
+        for (key, record) in self.records.all() {
+            let own = key.session.starts_with(CANARY) || key.session.starts_with(BUILD);
+            let there = machines.iter().any(|machine| record.machine.as_ref() == Some(&machine.id));
+            if own || !(there || record.snapshot.is_some()) {
+                self.records.remove(&key)?;
+            } else {
+                known.extend(record.machine);
+            }
+        }
+        for machine in machines.iter().filter(|machine| !known.contains(&machine.id)) {
+            self.machines.destroy(&machine.id).await?;
+        }
+        Ok(())
+    }
+
+    /// The machine of a record, if it is still there.
+    async fn machine(&self, record: &Record) -> Result<Option<Machine>, SandboxError> {
+        let Some(id) = &record.machine else { return Ok(None) };
+        let machines = self.machines.list(self.records.owner()).await?;
+        Ok(machines.into_iter().find(|machine| machine.id == *id))
+    }
+
+    /// Makes a machine ready for a hand, and starts it.
+    async fn equip(&self, id: &str, order: &Order<'_>) -> Result<(), SandboxError> {
+        let name = self.kit.dir().file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let mark = format!("{}/{name}", Kit::PLACE);
+        let empty = order.layer.as_ref().is_some_and(|layer| !layer.building && !layer.workspace);
+        let empties = if empty { "find /workspace -mindepth 1 -delete\n" } else { "" };
+        let said = self
+            .script(
+                id,
+                &format!(
+                    "mkdir -p {LINE} /workspace /root /mnt/session/uploads /mnt/session/outputs /var/tmp\n\
+                     chmod 700 {LINE}\n{empties}[ -e {mark} ] || echo missing"
+                ),
+            )
+            .await?;
+        if said.contains("missing") {
+            self.machines.write(id, UPLOAD, self.packed().await?).await?;
+            let place = Kit::PLACE;
+            self.script(
+                id,
+                &format!(
+                    "rm -rf {place}\nmkdir -p {place}\ntar -xzf {UPLOAD} -C {place}\nrm {UPLOAD}\ntouch {mark}"
+                ),
+            )
+            .await?;
+        }
+        if let Some(trust) = &order.trust {
+            let (dir, trust) = (self.dir.clone(), trust.clone());
+            let files = tokio::task::spawn_blocking(move || {
+                let dir = scratch(&dir)?;
+                let files = trust_files(&dir, &trust).and_then(|files| {
+                    let read = |(path, place)| Ok((Bytes::from(std::fs::read(path)?), place));
+                    files.into_iter().map(read).collect::<io::Result<Vec<_>>>()
+                });
+                remove_tree(&dir)?;
+                files
+            });
+            let files = files.await.map_err(io::Error::other).and_then(|files| files);
+            let files = files.map_err(|e| SandboxError::io("cannot write certificates", e))?;
+            self.script(id, "mkdir -p /etc/ssl/certs/java").await?;
+            for (bytes, place) in files {
+                self.machines.write(id, &place, bytes).await?;
+            }
+        }
+        let mut words: Vec<String> = vec!["/bin/sh".to_owned(), "-c".to_owned()];
+        // It must outlive the program that starts it. Its number is where no other program may write, if the kernel has Landlock.
+        words.push(format!(
+            "env -i PATH=\"$PATH\" \"$@\" </dev/null >/dev/null 2>&1 & echo $! >{LINE}/{HAND_PROCESS}; echo started"
+        ));
+        words.push("sh".to_owned());
+        words.extend(variables(order).iter().map(|(name, value)| format!("{name}={value}")));
+        words.extend(self.kit.start().iter().cloned());
+        let dial = Path::new(LINE).join(crate::container::SOCKET);
+        words.extend(contained_command_line(order, &dial, WayOut::Forwarded, self.linger));
+        let said = self.machines.run(id, &words).await?;
+        if said.trim() == "started" {
+            return Ok(());
+        }
+        Err(broken("start the hand", &said))
+    }
+
+    /// Runs a script to its end; what it says.
+    async fn script(&self, id: &str, script: &str) -> Result<String, SandboxError> {
+        let script = format!("exec 2>&1\nset -e\n{script}\necho :done");
+        let said = self.machines.run(id, &["/bin/sh".to_owned(), "-c".to_owned(), script]).await?;
+        match said.trim_end().strip_suffix(":done") {
+            Some(said) => Ok(said.to_owned()),
+            None => Err(broken("make a machine ready", &said)),
+        }
+    }
+
+    /// The kit as an archive, made once for every server with this hand.
+    async fn packed(&self) -> Result<Bytes, SandboxError> {
+        let kit = self.kit.dir().to_owned();
+        let packed = self.packed.get_or_try_init(|| async move {
+            let packed = tokio::task::spawn_blocking(move || packed(&kit)).await;
+            packed.map_err(io::Error::other).and_then(|packed| packed)
+        });
+        packed.await.cloned().map_err(|e| SandboxError::io("cannot pack the hand", e))
+    }
+
+    /// Has a machine for a sandbox that has none that runs: the one that was stopped, or a new one.
+    async fn begin(&self, order: &Order<'_>, before: Record) -> Result<Line, SandboxError> {
+        let stopped = self.machine(&before).await?;
+        let id = match &stopped {
+            Some(machine) => {
+                if !machine.runs {
+                    self.machines.wake(&machine.id).await?;
+                }
+                machine.id.clone()
+            }
+            None => self.make(order, &before).await?,
+        };
+        let record = Record {
+            machine: Some(id.clone()),
+            generation: order.generation,
+            runs: true,
+            // Until the new machine has begun, that is where the files are.
+            snapshot: before.snapshot.clone(),
+            kept: order.trust.as_ref().map(|trust| trust.kept.clone()),
+        };
+        self.records.put(order.key, &record)?;
+        let begun = match self.equip(&id, order).await {
+            Ok(()) => self.talk(&id, &record).await,
+            Err(error) => Err(error),
+        };
+        match (begun.is_ok(), stopped) {
+            (true, None) => {
+                if let Some(used) = &record.snapshot {
+                    self.records.put(order.key, &Record { snapshot: None, ..record.clone() })?;
+                    self.machines.forget(used).await?;
+                }
+            }
+            (true, Some(_)) => {}
+            (false, Some(_)) => self.end(order.key).await?,
+            // It has nothing that anybody could miss.
+            (false, None) => {
+                self.machines.destroy(&id).await?;
+                match &before.snapshot {
+                    Some(_) => self.records.put(order.key, &before)?,
+                    None => self.records.remove(order.key)?,
+                }
+            }
+        }
+        begun
+    }
+
+    async fn make(&self, order: &Order<'_>, before: &Record) -> Result<String, SandboxError> {
+        let layer = order.layer.as_ref().filter(|layer| !layer.building);
+        let installed = layer.map(|layer| self.layer(&layer.name)).transpose()?;
+        let wanted = Wanted {
+            owner: self.records.owner(),
+            key: order.key,
+            image: order.image.unwrap_or_else(|| self.machines.image()),
+            snapshot: before.snapshot.as_deref().or(installed.as_deref()),
+            limits: order.limits,
+            linger: self.linger,
+        };
+        let made = self.machines.create(&wanted).await;
+        if let Err(SandboxError::Gone { .. }) = &made {
+            // Whoever keeps snapshots has lost it: the next attempt goes without.
+            if before.snapshot.is_some() {
+                self.records.remove(order.key)?;
+            } else if let Some(layer) = layer {
+                remove_tree(&self.layer_dir(&layer.name))
+                    .map_err(|e| SandboxError::io("cannot forget what was installed", e))?;
+            }
+        }
+        made
+    }
+
+    /// Speaks to the hand in a machine, and has the machine stay for as long as the line does.
+    async fn talk(&self, id: &str, record: &Record) -> Result<Line, SandboxError> {
+        self.machines.stay(id, self.linger).await?;
+        let mut command = self.kit.start().to_vec();
+        command.extend(relay_command_line(Path::new(LINE), self.machines.as_text()));
+        let pipe = self.machines.exec(id, &command).await?;
+        let (machines, linger, id) = (Arc::clone(&self.machines), self.linger, id.to_owned());
+        let staying = async move {
+            loop {
+                tokio::time::sleep(linger / 3).await;
+                if let Err(error) = machines.stay(&id, linger).await {
+                    tracing::warn!(machine = id, %error, "a machine may end before its time");
+                }
+            }
+        };
+        let as_text = self.machines.as_text();
+        line::line(pipe, as_text, record.kept.clone(), PATIENCE, staying).await
+    }
+
+    fn layer_dir(&self, name: &str) -> PathBuf {
+        self.dir.join("layers").join(name)
+    }
+
+    /// The snapshot that a layer is.
+    fn layer(&self, name: &str) -> Result<String, SandboxError> {
+        std::fs::read_to_string(self.layer_dir(name).join("snapshot"))
+            .map_err(|e| SandboxError::io("cannot find what was installed", e))
+    }
+
+    /// Ends a sandbox and its files.
+    async fn remove(&self, key: &SandboxKey, record: &Record) -> Result<(), SandboxError> {
+        if let Some(id) = &record.machine {
+            self.machines.destroy(id).await?;
+        }
+        if let Some(snapshot) = &record.snapshot {
+            self.machines.forget(snapshot).await?;
+        }
+        self.records.remove(key)
+    }
+
+    fn of_session(&self, session: &str) -> Vec<(SandboxKey, Record)> {
+        let all = self.records.all().into_iter();
+        all.filter(|(key, _)| key.session == session).collect()
+    }
+}
+
+fn broken(what: &str, said: &str) -> SandboxError {
+    let said = said.trim();
+    SandboxError::unavailable(
+        format!("cannot {what}: {said:.400}"),
+        "the image needs /bin/sh, /bin/bash, tar and gzip, and root to run commands",
+    )
+}
+
+fn scratch(dir: &Path) -> io::Result<PathBuf> {
+    let dir = dir.join(format!("trust.{}", crate::launcher::now().as_nanos()));
+    std::fs::create_dir(&dir)?;
+    Ok(dir)
+}
+
+fn packed(kit: &Path) -> io::Result<Bytes> {
+    let file = kit.join(PACKED);
+    if let Ok(packed) = std::fs::read(&file) {
+        return Ok(packed.into());
+    }
+    let mut archive = tar::Builder::new(GzEncoder::new(Vec::new(), Compression::fast()));
+    for entry in std::fs::read_dir(kit)? {
+        let entry = entry?;
+        archive.append_file(entry.file_name(), &mut File::open(entry.path())?)?;
+    }
+    let packed = archive.into_inner()?.finish()?;
+    let making = kit.with_extension("packing");
+    std::fs::write(&making, &packed)?;
+    std::fs::rename(making, file)?;
+    Ok(packed.into())
+}
+
+#[async_trait]
+impl<M: Machines> Engine for Remote<M> {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            name: self.machines.name(),
+            isolation: Isolation::Elsewhere,
+            own_ids: true,
+            limits: LimitsState::Machine,
+            quota: Quota::Hard,
+            networking: Networking::Proxied,
+        }
+    }
+
+    fn check(&self, spec: &SandboxSpec) -> Result<(), SandboxError> {
+        self.machines.check(spec)
+    }
+
+    /// The walls are those of whoever runs the machine; what is checked is that nothing leads past the server's way out.
+    async fn prove(&self, sandbox: &dyn Sandbox) -> Result<(), SandboxError> {
+        check_runs(sandbox).await?;
+        check_reaches_nothing(sandbox).await
+    }
+
+    async fn create(&self, order: &Order<'_>) -> Result<Made, SandboxError> {
+        let record = self.records.get(order.key);
+        if let Some(record) = record.as_ref().filter(|record| record.runs)
+            && let Some(machine) = self.machine(record).await?.filter(|machine| machine.runs)
+        {
+            if record.generation != order.generation {
+                return Ok(Made::Alive(record.generation));
+            }
+            match self.talk(&machine.id, record).await {
+                Ok(line) => return Ok(Made::Line(line)),
+                Err(error) => {
+                    self.end(order.key).await?;
+                    return Err(error);
+                }
+            }
+        }
+        self.begin(order, record.unwrap_or_default()).await.map(Made::Line)
+    }
+
+    async fn attach(
+        &self,
+        key: &SandboxKey,
+        generation: u64,
+    ) -> Result<Option<Line>, SandboxError> {
+        let record = self.records.get(key);
+        let Some(record) = record.filter(|record| record.runs && record.generation == generation)
+        else {
+            return Ok(None);
+        };
+        match self.machine(&record).await?.filter(|machine| machine.runs) {
+            Some(machine) => self.talk(&machine.id, &record).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    async fn list(&self) -> Result<Vec<(SandboxKey, u64)>, SandboxError> {
+        let records: Vec<_> =
+            self.records.all().into_iter().filter(|(_, record)| record.runs).collect();
+        if records.is_empty() {
+            return Ok(Vec::new());
+        }
+        let machines = self.machines.list(self.records.owner()).await?;
+        let lives = |record: &Record| {
+            machines.iter().any(|m| m.runs && record.machine.as_ref() == Some(&m.id))
+        };
+        let living = records.into_iter().filter(|(_, record)| lives(record));
+        Ok(living.map(|(key, record)| (key, record.generation)).collect())
+    }
+
+    async fn end(&self, key: &SandboxKey) -> Result<(), SandboxError> {
+        let Some(mut record) = self.records.get(key) else { return Ok(()) };
+        if key.session.starts_with(CANARY) || key.session.starts_with(BUILD) {
+            return self.remove(key, &record).await;
+        }
+        let Some(machine) = self.machine(&record).await? else {
+            record.machine = None;
+            record.runs = false;
+            return self.records.put(key, &record);
+        };
+        if machine.runs {
+            match self.machines.stop(&machine.id).await? {
+                Rest::Machine => {}
+                Rest::Snapshot(snapshot) => {
+                    record.machine = None;
+                    record.snapshot = Some(snapshot);
+                }
+            }
+        }
+        record.runs = false;
+        self.records.put(key, &record)
+    }
+
+    /// Nothing of them is wanted any more: their files go with them.
+    async fn end_session(&self, session: &str) -> Result<(), SandboxError> {
+        self.discard(session).await
+    }
+
+    fn files(&self) -> Option<&Files> {
+        None
+    }
+
+    async fn with_files(&self) -> Result<Vec<String>, SandboxError> {
+        Ok(self.records.all().into_iter().map(|(key, _)| key.session).collect())
+    }
+
+    async fn has_files(&self, session: &str) -> bool {
+        for (key, record) in self.of_session(session) {
+            if record.snapshot.is_some() {
+                return true;
+            }
+            match self.machine(&record).await {
+                Ok(found) if found.is_some() => return true,
+                Ok(_) => {}
+                // What cannot be asked may have them: to say no would be to give them up.
+                Err(error) => {
+                    tracing::warn!(%key, %error, "cannot ask for a machine");
+                    return true;
+                }
+            }
+        }
+        false
+    }
+
+    async fn discard(&self, session: &str) -> Result<(), SandboxError> {
+        for (key, record) in self.of_session(session) {
+            self.remove(&key, &record).await?;
+        }
+        Ok(())
+    }
+
+    async fn ground(&self, spec: &SandboxSpec) -> Result<BTreeMap<String, String>, SandboxError> {
+        let image = spec.image.as_deref().unwrap_or_else(|| self.machines.image());
+        Ok(BTreeMap::from([("image".to_owned(), image.to_owned())]))
+    }
+
+    async fn has_layer(&self, name: &str) -> bool {
+        let there = self.layer(name).is_ok();
+        if there {
+            mark_used(&self.layer_dir(name));
+        }
+        there
+    }
+
+    async fn keep_layer(&self, key: &SandboxKey, name: &str) -> Result<(), SandboxError> {
+        let record = self.records.get(key).unwrap_or_default();
+        let Some(id) = &record.machine else {
+            return Err(SandboxError::gone("the machine that was set up is gone"));
+        };
+        let snapshot = self.machines.snapshot(id).await?;
+        let dir = self.layer_dir(name);
+        let kept = std::fs::create_dir_all(&dir)
+            .and_then(|()| std::fs::write(dir.join("snapshot"), &snapshot));
+        kept.map_err(|e| SandboxError::io("cannot keep what was installed", e))?;
+        self.remove(key, &record).await
+    }
+
+    async fn clear_layers(&self) {
+        for dir in unused(&self.dir.join("layers")) {
+            let name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let Ok(snapshot) = self.layer(&name) else { continue };
+            let removed = self.machines.forget(&snapshot).await;
+            let removed = removed.and_then(|()| {
+                remove_tree(&dir).map_err(|e| SandboxError::io("cannot remove a layer", e))
+            });
+            if let Err(error) = removed {
+                tracing::warn!(layer = name, %error, "cannot remove what was installed");
+            }
+        }
+    }
+
+    async fn shutdown(&self, linger: bool) {
+        if linger {
+            return;
+        }
+        for (key, _) in self.records.all().into_iter().filter(|(_, record)| record.runs) {
+            if let Err(error) = self.end(&key).await {
+                tracing::warn!(%key, %error, "a machine stays behind");
+            }
+        }
+    }
+}

@@ -1,0 +1,51 @@
+//! The fakes of those who offer machines: `tests/fakes`, each held to its vendor's own SDK there.
+
+use std::{
+    io::{BufRead, BufReader},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+};
+
+/// A fake, for as long as the value lives.
+#[derive(Debug)]
+pub struct Fake {
+    /// Where it listens.
+    pub base: String,
+    child: Child,
+}
+
+impl Fake {
+    /// Starts one by its name; none where it cannot be.
+    pub fn start(name: &str) -> Option<Self> {
+        let python = std::env::var("VAQUERO_TEST_FAKES").expect(
+            "`cargo xtask fakes` makes the Python that runs them; VAQUERO_TEST_FAKES=none leaves them out",
+        );
+        if python == "none" {
+            return None;
+        }
+        let script = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("../../tests/fakes")
+            .join(PathBuf::from(format!("fake_{name}.py")));
+        let mut child = Command::new(python)
+            .arg(script)
+            .env("PYTHONDONTWRITEBYTECODE", "1")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the fake starts");
+        let mut line = String::new();
+        let output = child.stdout.take().expect("it is piped");
+        BufReader::new(output).read_line(&mut line).expect("it says where it listens");
+        let base = line.trim().rsplit(' ').next().unwrap_or_default().to_owned();
+        assert!(base.starts_with("http"), "the fake says `{line}`");
+        Some(Self { base, child })
+    }
+}
+
+impl Drop for Fake {
+    fn drop(&mut self) {
+        // It ends with its input, and its machines with it.
+        drop(self.child.stdin.take());
+        drop(self.child.wait());
+    }
+}
