@@ -7,7 +7,7 @@ use crate::{
 use std::{path::PathBuf, process::Command};
 
 /// The vendors' SDKs, and what the fakes are made with.
-const PACKAGES: [&str; 4] = ["e2b", "modal", "daytona", "aiohttp"];
+const PACKAGES: [&str; 5] = ["e2b", "modal", "daytona", "kubernetes", "aiohttp"];
 
 /// What runs the fakes; or why nothing can.
 pub(crate) fn python() -> anyhow::Result<Result<PathBuf, String>> {
@@ -46,7 +46,7 @@ pub(crate) fn prove(tally: &mut Tally, python: &Result<PathBuf, String>) -> anyh
         Ok(python) => python,
         Err(why) => {
             tally.leave_out(format!(
-                "machines of E2B, Modal and Daytona, as fakes offer them: {why}"
+                "machines of E2B, Modal, Daytona and Kubernetes, as fakes offer them: {why}"
             ));
             return Ok(());
         }
@@ -55,5 +55,5 @@ pub(crate) fn prove(tally: &mut Tally, python: &Result<PathBuf, String>) -> anyh
     pytest.args(["-m", "pytest", "-q", "-p", "no:cacheprovider"]);
     pytest.arg(crate::root().join("tests/fakes")).current_dir(crate::root());
     pytest.env("PYTHONDONTWRITEBYTECODE", "1");
-    tally.run("fakes of E2B, Modal and Daytona, by their SDKs", pytest, closing)
+    tally.run("fakes of E2B, Modal, Daytona and Kubernetes, by their SDKs", pytest, closing)
 }

@@ -27,7 +27,7 @@ const HELP: &str = "cargo xtask COMMAND
   ledger    write docs/compatibility.md and openapi/openapi.json anew
   postgres  start a throw-away PostgreSQL and say how to reach it, until it is interrupted
   docker    start a throw-away Docker engine and say how to reach it, until it is interrupted
-  fakes     hold the fakes of E2B, Modal and Daytona to their SDKs, and say what runs them
+  fakes     hold the fakes of E2B, Modal, Daytona and Kubernetes to their SDKs, and say what runs them
   providers write the table of docs/providers.md anew, from what the last test run found
   models    check the models alone
   machine   try the limits of sandboxes in an emulated machine alone

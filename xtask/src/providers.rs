@@ -12,9 +12,9 @@ use std::{
 };
 
 /// In the order of the table's columns.
-const PROVIDERS: [&str; 6] = ["local", "docker", "gvisor", "e2b", "modal", "daytona"];
+const PROVIDERS: [&str; 7] = ["local", "docker", "gvisor", "e2b", "modal", "daytona", "kubernetes"];
 /// Their walls are others'.
-const ELSEWHERE: [&str; 3] = ["e2b", "modal", "daytona"];
+const ELSEWHERE: [&str; 4] = ["e2b", "modal", "daytona", "kubernetes"];
 const BEGIN: &str = "<!-- what the suites found: begin -->\n";
 const END: &str = "<!-- what the suites found: end -->";
 

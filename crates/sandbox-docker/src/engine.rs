@@ -332,6 +332,7 @@ fn capabilities(info: &SystemInfo, config: &DockerConfig) -> Result<Capabilities
         limits: if missing.is_empty() { LimitsState::Enforced(by) } else { LimitsState::Degraded },
         quota: Quota::Soft,
         networking: if kernel { Networking::Proxied } else { Networking::Controlled },
+        keeps_files: true,
     })
 }
 

@@ -128,6 +128,7 @@ impl Engine for Plugin {
                 protocol::WayOut::Sockets => Networking::Controlled,
                 protocol::WayOut::Forwarded => Networking::Proxied,
             },
+            keeps_files: true,
         }
     }
 

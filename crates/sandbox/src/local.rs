@@ -120,6 +120,7 @@ impl Local {
             limits: found.limits.map_or(LimitsState::Degraded, LimitsState::Enforced),
             quota: if found.disks { Quota::Hard } else { Quota::Soft },
             networking: if isolated { Networking::Controlled } else { Networking::Host },
+            keeps_files: true,
         };
         Ok(Self {
             config,

@@ -90,11 +90,13 @@ async fn bring(
         provider: None,
         ..spec.clone()
     };
-    let source = from.ensure(key, &plain).await?;
+    let source = match last_of(from, key, &plain).await? {
+        Some(source) => source,
+        None => from.ensure(key, &plain).await?,
+    };
     to.destroy(&key.session).await?;
     let target = to.ensure(key, &SandboxSpec { restored: true, ..spec.clone() }).await?;
-    let fence = Fence { epoch: spec.epoch, generation: spec.generation };
-    if let Err(error) = copy(source.as_ref(), target.as_ref(), fence).await {
+    if let Err(error) = copy(source.as_ref(), target.as_ref(), spec.epoch).await {
         to.destroy(&key.session).await?;
         return Err(error);
     }
@@ -104,11 +106,27 @@ async fn bring(
     Ok(target)
 }
 
-async fn copy(from: &dyn Sandbox, to: &dyn Sandbox, fence: Fence) -> Result<(), SandboxError> {
+/// The sandbox that lives, where files go with it. What still runs in it may change them while they are read, which is then noticed.
+async fn last_of(
+    from: &Arc<dyn ComputeProvider>,
+    key: &SandboxKey,
+    plain: &SandboxSpec,
+) -> Result<Option<Arc<dyn Sandbox>>, SandboxError> {
+    if from.capabilities().keeps_files {
+        return Ok(None);
+    }
+    let living = from.living().await?.into_iter().find(|(other, _)| other == key);
+    let Some((_, generation)) = living else { return Ok(None) };
+    from.attach(key, &SandboxSpec { generation, ..plain.clone() }).await
+}
+
+async fn copy(from: &dyn Sandbox, to: &dyn Sandbox, epoch: u64) -> Result<(), SandboxError> {
+    let there = Fence { epoch, generation: from.generation() };
+    let here = Fence { epoch, generation: to.generation() };
     let changed = || SandboxError::Refused("files change while they are moved".to_owned());
-    let pages = from.pack(fence).await?;
+    let pages = from.pack(there).await?;
     for (index, piece) in pages.iter().enumerate() {
-        let bytes = from.page(index, fence).await?;
+        let bytes = from.page(index, there).await?;
         if Piece::of(&bytes) != *piece {
             return Err(changed());
         }
@@ -121,15 +139,15 @@ async fn copy(from: &dyn Sandbox, to: &dyn Sandbox, fence: Fence) -> Result<(), 
                 .map_err(|error| SandboxError::Protocol(format!("a path is none: {error}")))?;
             let mut offset = 0;
             for part in parts {
-                let bytes = from.part(&path, offset, fence).await?;
+                let bytes = from.part(&path, offset, there).await?;
                 if Piece::of(&bytes) != *part {
                     return Err(changed());
                 }
-                to.put_part(&path, offset == 0, &bytes, fence).await?;
+                to.put_part(&path, offset == 0, &bytes, here).await?;
                 offset += part.length;
             }
         }
-        to.unpack(&bytes, fence).await?;
+        to.unpack(&bytes, here).await?;
     }
     Ok(())
 }

@@ -105,6 +105,11 @@ pub trait Machines: fmt::Debug + Send + Sync + 'static {
     /// Removes a snapshot.
     async fn forget(&self, snapshot: &str) -> Result<(), SandboxError>;
 
+    /// Whether a machine that is stopped keeps its files, or becomes a snapshot.
+    fn keeps_files(&self) -> bool {
+        true
+    }
+
     /// Whether its standard streams carry only text.
     fn as_text(&self) -> bool {
         false
@@ -154,6 +159,8 @@ pub enum Rest {
     Machine,
     /// It is gone, and the next one begins with this snapshot.
     Snapshot(String),
+    /// It is gone, and its files with it.
+    Nothing,
 }
 
 /// How the provider is set up.
@@ -485,6 +492,7 @@ impl<M: Machines> Engine for Remote<M> {
             limits: LimitsState::Machine,
             quota: Quota::Hard,
             networking: Networking::Proxied,
+            keeps_files: self.machines.keeps_files(),
         }
     }
 
@@ -555,7 +563,11 @@ impl<M: Machines> Engine for Remote<M> {
         let Some(machine) = self.machine(&record).await? else {
             record.machine = None;
             record.runs = false;
-            return self.records.put(key, &record);
+            // What is known of nothing is nothing.
+            return match record.snapshot {
+                Some(_) => self.records.put(key, &record),
+                None => self.records.remove(key),
+            };
         };
         if machine.runs {
             match self.machines.stop(&machine.id).await? {
@@ -564,6 +576,7 @@ impl<M: Machines> Engine for Remote<M> {
                     record.machine = None;
                     record.snapshot = Some(snapshot);
                 }
+                Rest::Nothing => return self.records.remove(key),
             }
         }
         record.runs = false;

@@ -335,6 +335,8 @@ pub struct Capabilities {
     pub quota: Quota,
     /// What a sandbox can reach.
     pub networking: Networking,
+    /// The files of a sandbox that has ended stay here; otherwise only a checkpoint brings them back.
+    pub keeps_files: bool,
 }
 
 /// Makes sandboxes and keeps their workspaces.

@@ -78,6 +78,7 @@ impl ComputeProvider for Hands {
             limits: LimitsState::Degraded,
             quota: Quota::Soft,
             networking: Networking::None,
+            keeps_files: true,
         }
     }
 

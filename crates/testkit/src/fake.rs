@@ -40,6 +40,19 @@ impl Fake {
         assert!(base.starts_with("http"), "the fake says `{line}`");
         Some(Self { base, child })
     }
+
+    /// How Kubernetes' clients find the fake of a cluster.
+    pub fn kubeconfig(&self) -> String {
+        let config = serde_json::json!({
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": "fake",
+            "clusters": [{ "name": "fake", "cluster": { "server": self.base } }],
+            "users": [{ "name": "fake", "user": { "token": "good" } }],
+            "contexts": [{ "name": "fake", "context": { "cluster": "fake", "user": "fake" } }],
+        });
+        config.to_string()
+    }
 }
 
 impl Drop for Fake {

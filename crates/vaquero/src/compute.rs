@@ -56,6 +56,7 @@ async fn provider(
         SandboxChoice::E2b => e2b(config, egress).await,
         SandboxChoice::Modal => modal(config, egress).await,
         SandboxChoice::Daytona => daytona(config, egress).await,
+        SandboxChoice::Kubernetes => kubernetes(config, egress).await,
         SandboxChoice::UnsafeHost => {
             tracing::warn!(
                 "--sandbox=unsafe-host: THE MODEL'S COMMANDS RUN ON THIS HOST WITH THE SERVER'S RIGHTS. Nothing isolates them."
@@ -88,7 +89,7 @@ async fn docker(
 }
 
 /// What the providers of machines elsewhere have in common.
-#[cfg(any(feature = "e2b", feature = "modal", feature = "daytona"))]
+#[cfg(any(feature = "e2b", feature = "modal", feature = "daytona", feature = "kubernetes"))]
 fn remote(config: &Config) -> vaquero_sandbox::remote::RemoteConfig {
     let mut remote = vaquero_sandbox::remote::RemoteConfig::new(&config.data_dir);
     remote.idle_stop = Duration::from_secs(config.sandbox_idle_seconds);
@@ -150,6 +151,22 @@ async fn daytona(
     Ok(Arc::new(vaquero_sandbox_daytona::start(daytona, remote(config), Some(egress)).await?))
 }
 
+#[cfg(feature = "kubernetes")]
+async fn kubernetes(
+    config: &Config,
+    egress: Arc<dyn Uplink>,
+) -> anyhow::Result<Arc<dyn ComputeProvider>> {
+    let kubernetes = vaquero_sandbox_kubernetes::KubernetesConfig {
+        kubeconfig: None,
+        context: config.kubernetes_context.clone(),
+        namespace: config.kubernetes_namespace.clone(),
+        image: config.kubernetes_image.clone(),
+        runtime_class: config.kubernetes_runtime_class.clone(),
+    };
+    let started = vaquero_sandbox_kubernetes::start(kubernetes, remote(config), Some(egress));
+    Ok(Arc::new(started.await?))
+}
+
 /// What this program was built without.
 macro_rules! left_out {
     ($feature:literal, $($arguments:ty),* => $name:ident) => {
@@ -168,6 +185,7 @@ left_out!("docker", &Config, Option<String>, Arc<dyn Uplink> => docker);
 left_out!("e2b", &Config, Arc<dyn Uplink> => e2b);
 left_out!("modal", &Config, Arc<dyn Uplink> => modal);
 left_out!("daytona", &Config, Arc<dyn Uplink> => daytona);
+left_out!("kubernetes", &Config, Arc<dyn Uplink> => kubernetes);
 
 /// What sessions can ask of them, the default first.
 pub(crate) fn offers(config: &Config) -> Sandboxes {
@@ -179,7 +197,7 @@ pub(crate) fn offers(config: &Config) -> Sandboxes {
             _ => Some(config.allowed_images()),
         },
         installs: match choice {
-            SandboxChoice::Plugin => false,
+            SandboxChoice::Plugin | SandboxChoice::Kubernetes => false,
             SandboxChoice::UnsafeHost => config.host_packages_ok,
             _ => true,
         },

@@ -1,6 +1,6 @@
 //! Machines that others run, behind a whole server: chosen by an environment, left for another provider, and gone under a session that runs. They are fakes, each held to its vendor's SDK
 //! in `tests/fakes`.
-#![cfg(all(feature = "e2b", feature = "modal", feature = "daytona"))]
+#![cfg(feature = "all-sandboxes")]
 #![expect(clippy::panic_in_result_fn, reason = "assertions are what a test is for")]
 
 use anyhow::{Context, ensure};
@@ -14,7 +14,7 @@ use tokio::{
 use vaquero_testkit::{Client, Fake, Model, Server, eventually, of_type, text_of};
 
 const EXE: &str = env!("CARGO_BIN_EXE_vaquero");
-const ALL: [&str; 3] = ["e2b", "daytona", "modal"];
+const ALL: [&str; 4] = ["e2b", "daytona", "kubernetes", "modal"];
 
 struct Rig {
     server: Server,
@@ -31,7 +31,13 @@ async fn rig(names: &[&'static str]) -> anyhow::Result<Option<Rig>> {
     for name in names {
         let Some(fake) = Fake::start(name) else { return Ok(None) };
         let api = format!("{}/api", fake.base);
+        if *name == "kubernetes" {
+            let kubeconfig = server.data().join("kubeconfig");
+            fs::write(&kubeconfig, fake.kubeconfig())?;
+            server.set("KUBECONFIG", &kubeconfig.display().to_string());
+        }
         let settings: &[(&str, &str)] = match *name {
+            "kubernetes" => &[],
             "e2b" => &[
                 ("E2B_API_KEY", "e2b_test"),
                 ("E2B_API_URL", &fake.base),

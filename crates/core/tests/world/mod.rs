@@ -293,7 +293,7 @@ impl World {
             self.waiting.push(call);
             if !self.needs_generation {
                 self.needs_generation = true;
-                self.inbox.push_back(Input::HandsGone);
+                self.inbox.push_back(Input::HandsGone { sandbox: "default".to_owned() });
             }
         } else {
             self.start(call);

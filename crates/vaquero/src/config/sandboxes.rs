@@ -10,7 +10,7 @@ use vaquero_types::AllowedImages;
 /// Flags of sandboxes.
 #[derive(Clone, Debug, Default, Args, Serialize)]
 pub(crate) struct SandboxArgs {
-    /// Where sandboxes come from: `local`, `docker`, `gvisor` (with Docker), `e2b`, `modal`, `daytona`, `plugin`, or `unsafe-host` for no isolation at all; with commas between several, of which the first is the default and environments may name the others.
+    /// Where sandboxes come from: `local`, `docker`, `gvisor` (with Docker), `e2b`, `modal`, `daytona`, `kubernetes`, `plugin`, or `unsafe-host` for no isolation at all; with commas between several, of which the first is the default and environments may name the others.
     #[arg(long, value_name = "PROVIDER,…")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) sandbox: Option<String>,
@@ -70,6 +70,22 @@ pub(crate) struct SandboxArgs {
     #[arg(long, value_name = "NAME")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) daytona_snapshot: Option<String>,
+    /// The context of the kubeconfig whose cluster makes pods [default: its current one, else the cluster that this server runs in].
+    #[arg(long, value_name = "NAME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) kubernetes_context: Option<String>,
+    /// The namespace of pods [default: vaquero-sandboxes].
+    #[arg(long, value_name = "NAME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) kubernetes_namespace: Option<String>,
+    /// The image of pods whose environment names none [default: debian:stable].
+    #[arg(long, value_name = "IMAGE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) kubernetes_image: Option<String>,
+    /// The runtime class of pods, such as `gvisor` [default: the cluster's].
+    #[arg(long, value_name = "NAME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) kubernetes_runtime_class: Option<String>,
     /// `enforced` (by cgroups, or refuse to start) or `degraded` (weaker where there are none).
     #[arg(long, value_name = "MODE")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -129,18 +145,21 @@ pub(crate) enum SandboxChoice {
     Modal,
     /// Machines of Daytona.
     Daytona,
+    /// Pods of a Kubernetes cluster.
+    Kubernetes,
     /// No isolation.
     UnsafeHost,
 }
 
 impl SandboxChoice {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Local,
         Self::Docker,
         Self::Gvisor,
         Self::E2b,
         Self::Modal,
         Self::Daytona,
+        Self::Kubernetes,
         Self::Plugin,
         Self::UnsafeHost,
     ];
@@ -155,6 +174,7 @@ impl SandboxChoice {
             Self::E2b => "e2b",
             Self::Modal => "modal",
             Self::Daytona => "daytona",
+            Self::Kubernetes => "kubernetes",
             Self::UnsafeHost => "unsafe-host",
         }
     }

@@ -1,0 +1,69 @@
+//! Pods of a cluster, as the fake offers them: the demands on every provider.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use vaquero_sandbox::ComputeProvider;
+use vaquero_sandbox::conformance::{self, Outcome};
+use vaquero_sandbox::remote::RemoteConfig;
+use vaquero_sandbox_kubernetes::{KubernetesConfig, start};
+use vaquero_testkit::Fake;
+
+fn config(fake: &Fake, dir: &Path) -> (KubernetesConfig, RemoteConfig) {
+    let file = dir.join("kubeconfig");
+    std::fs::write(&file, fake.kubeconfig()).expect("it is written");
+    let hand_exe = PathBuf::from(env!("CARGO_BIN_EXE_kubernetes-fixture"));
+    let config = KubernetesConfig { kubeconfig: Some(file), ..KubernetesConfig::default() };
+    (config, RemoteConfig { hand_exe, ..RemoteConfig::new(dir) })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_do_all_that_is_demanded() {
+    let Some(fake) = Fake::start("kubernetes") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let (config, remote) = config(&fake, dir.path());
+    let findings = conformance::run(
+        &|uplink| {
+            let (config, remote) = (config.clone(), remote.clone());
+            Box::pin(async move {
+                Ok(Arc::new(start(config, remote, uplink).await?) as Arc<dyn ComputeProvider>)
+            })
+        },
+        Some("marked"),
+        10,
+    )
+    .await;
+    conformance::keep("kubernetes", &findings);
+    let (refused, others): (Vec<_>, Vec<_>) =
+        findings.into_iter().partition(|it| matches!(it.outcome, Outcome::Refused(_)));
+    conformance::all_hold(&others);
+    let refused: Vec<_> = refused.iter().map(|it| it.demand.as_str()).collect();
+    let not_its = [
+        "A sandbox that ends in the middle of a call says so, and its files stay",
+        "An environment is set up once, for all its sessions",
+    ];
+    assert_eq!(refused, not_its);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_wrong_is_said() {
+    let Some(fake) = Fake::start("kubernetes") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let (good, remote) = config(&fake, dir.path());
+    let wrong = |change: fn(&mut KubernetesConfig)| {
+        let mut config = good.clone();
+        change(&mut config);
+        start(config, remote.clone(), None)
+    };
+    for (started, says) in [
+        (wrong(|config| "no-such/image".clone_into(&mut config.image)).await, "ErrImagePull"),
+        (wrong(|config| config.context = Some("other".to_owned())).await, "no Kubernetes cluster"),
+        (
+            wrong(|config| config.kubeconfig = Some("/nowhere".into())).await,
+            "no Kubernetes cluster",
+        ),
+    ] {
+        let error = started.err().unwrap().to_string();
+        assert!(error.contains(says), "{error}");
+    }
+}
