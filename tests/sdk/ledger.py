@@ -130,6 +130,18 @@ EXTENSION_SHAPES: dict[str, dict[str, object]] = {
 EXTENSION_CONFIG: dict[str, object] = {
     "provider": {"type": ["string", "null"], "maxLength": 64, "x-extension": True, "description": "Which of the server's sandbox providers makes its sandboxes"},
     "image": {"type": ["string", "null"], "maxLength": 512, "x-extension": True, "description": "The image they are made of, where the provider makes them of images"},
+    "sandboxes": {
+        "type": "array", "maxItems": 8, "x-extension": True, "description": "More sandboxes of each session, each a tool for the model",
+        "items": {
+            "type": "object", "required": ["name"], "additionalProperties": False,
+            "properties": {
+                "name": {"type": "string", "minLength": 1, "maxLength": 24, "pattern": "^[a-z0-9_]+$"},
+                "provider": {"type": ["string", "null"], "maxLength": 64},
+                "image": {"type": ["string", "null"], "maxLength": 512},
+                "description": {"type": ["string", "null"], "maxLength": 1024},
+            },
+        },
+    },
     "setup": {"type": "array", "items": {"type": "string"}, "maxItems": 50, "x-extension": True, "description": "Commands that run once after the packages are there"},
     "env": {"type": "object", "additionalProperties": {"type": "string"}, "x-extension": True, "description": "Variables of every process; not for secrets"},
 }
