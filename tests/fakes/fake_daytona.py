@@ -107,9 +107,9 @@ async def delete(request):
 
 async def start(request):
     sandbox = find(request)
-    if sandbox.state not in ("stopped", "archived"):
+    if sandbox.state not in ("stopped", "archived", "paused"):
         raise Refused(409, f"Sandbox is {sandbox.state}")
-    sandbox.to("starting", "started", sandbox.machine.start)
+    sandbox.to("starting", "started", (lambda: sandbox.machine.freeze(False)) if sandbox.machine.frozen else sandbox.machine.start)
     return web.json_response(sandbox.shown())
 
 
@@ -118,6 +118,14 @@ async def stop(request):
     if sandbox.state != "started":
         raise Refused(409, f"Sandbox is {sandbox.state}")
     sandbox.to("stopping", "stopped", sandbox.stop)
+    return web.json_response(sandbox.shown())
+
+
+async def pause(request):
+    sandbox = find(request)
+    if sandbox.state != "started":
+        raise Refused(409, f"Sandbox is {sandbox.state}")
+    sandbox.to("pausing", "paused", lambda: sandbox.machine.freeze(True))
     return web.json_response(sandbox.shown())
 
 
@@ -363,7 +371,7 @@ def application():
     command_path = toolbox + "/process/session/{session}/command/{command}"
     app.add_routes([
         web.post(api, create), web.get(api, list_), web.get(api + "/{id}", get), web.delete(api + "/{id}", delete), web.post(api + "/{id}/start", start),
-        web.post(api + "/{id}/stop", stop), web.post(api + "/{id}/last-activity", activity), web.get(api + "/{id}/toolbox-proxy-url", proxy_url),
+        web.post(api + "/{id}/stop", stop), web.post(api + "/{id}/pause", pause), web.post(api + "/{id}/last-activity", activity), web.get(api + "/{id}/toolbox-proxy-url", proxy_url),
         web.post(api + "/{id}/snapshot", snapshot), web.get("/api/snapshots/{id}", snapshots), web.delete("/api/snapshots/{id}", snapshots),
         web.post(toolbox + "/process/execute", execute), web.post(toolbox + "/process/session", new_session),
         web.delete(toolbox + "/process/session/{session}", end_session), web.post(toolbox + "/process/session/{session}/exec", in_session),

@@ -97,17 +97,20 @@ async def pause(request):
     sandbox, body = find(request), await request.json() if request.can_read_body else {}
     if sandbox.state == "paused":
         raise Refused(409, "sandbox is already paused")
-    if body.get("memory", True):
-        raise Refused(400, "this fake keeps files only: pause with memory false")
     sandbox.timer.cancel()
-    sandbox.machine.stop()
+    if body.get("memory", True):
+        sandbox.machine.freeze(True)
+    else:
+        sandbox.machine.stop()
     return web.Response(status=204)
 
 
 async def connect(request):
     sandbox, body = find(request), await request.json()
     resumed = sandbox.state == "paused"
-    if resumed:
+    if sandbox.machine.frozen:
+        sandbox.machine.freeze(False)
+    elif resumed:
         sandbox.machine.start()
     sandbox.live(body.get("timeout", 300))
     return web.json_response(sandbox.created(), status=201 if resumed else 200)

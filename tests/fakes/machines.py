@@ -41,6 +41,7 @@ class Machine:
         self.id = new_id()
         self.root = f"{BASE}/{self.id}"
         self.pid = None
+        self.frozen = False
         self.programs = {}
         if snapshot:
             subprocess.run(["cp", "-a", snapshot, self.root], check=True)
@@ -50,7 +51,23 @@ class Machine:
 
     @property
     def runs(self):
-        return self.pid is not None
+        return self.pid is not None and not self.frozen
+
+    def freeze(self, frozen):
+        """Keeps everything in it from running, or lets it go on."""
+        self.frozen = frozen
+        inside = os.stat(f"/proc/{self.pid}/ns/pid").st_ino
+        for name in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                if os.stat(f"/proc/{name}/ns/pid").st_ino == inside:
+                    os.kill(int(name), signal.SIGSTOP if frozen else signal.SIGCONT)
+            except (FileNotFoundError, ProcessLookupError, PermissionError):
+                pass
+        if not frozen:
+            # What stands before each program has stopped with it.
+            for program in self.programs.values():
+                if program.returncode is None:
+                    os.kill(program.pid, signal.SIGCONT)
 
     def start(self):
         ours, theirs = os.pipe()
@@ -69,7 +86,8 @@ class Machine:
                 return
 
     def stop(self):
-        if self.runs:
+        if self.pid is not None:
+            self.frozen = False
             os.kill(self.pid, signal.SIGKILL)
             self.first.wait()
             self.pid = None

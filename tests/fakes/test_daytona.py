@@ -69,6 +69,14 @@ def test_stopping_keeps_files_and_ends_programs(sandbox):
     sandbox.refresh_activity()
 
 
+def test_pausing_keeps_programs(sandbox):
+    sandbox.process.exec("sleep 600 >/dev/null 2>&1 &")
+    sandbox.pause()
+    assert sandbox.state == "paused"
+    sandbox.start()
+    assert sandbox.process.exec("pgrep sleep").exit_code == 0
+
+
 def test_a_snapshot_is_what_others_begin_with(daytona, sandbox):
     sandbox.process.exec("echo first >/root/kept")
     sandbox.create_snapshot("mine")

@@ -68,6 +68,14 @@ def test_pausing_keeps_files_and_ends_programs(sandbox):
     assert all(it.pid != handle.pid for it in again.commands.list())
 
 
+def test_pausing_with_memory_keeps_programs(sandbox):
+    handle = sandbox.commands.run("sleep 600", background=True, user="root")
+    assert sandbox.pause() and not sandbox.is_running()
+    again = e2b.Sandbox.connect(sandbox.sandbox_id, timeout=60)
+    assert any(it.pid == handle.pid for it in again.commands.list())
+    assert again.commands.run("pgrep sleep", user="root").exit_code == 0
+
+
 def test_a_snapshot_is_what_others_begin_with(sandbox):
     sandbox.files.write("/root/kept", "first", user="root")
     snapshot = sandbox.create_snapshot(mode="filesystem")

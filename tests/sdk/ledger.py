@@ -101,7 +101,7 @@ EXTENSION_SHAPES: dict[str, dict[str, object]] = {
                             "name": {"type": "string"},
                             "provider": {"type": "string"},
                             "server": {"type": "string", "description": "The server that works with it"},
-                            "state": {"enum": ["running", "ended"]},
+                            "state": {"enum": ["running", "paused", "ended"]},
                             "generation": {"type": "integer", "description": "Counts the session's sandboxes, from 1"},
                             "started_at": {"type": "string", "format": "date-time"},
                             "updated_at": {"type": "string", "format": "date-time"},

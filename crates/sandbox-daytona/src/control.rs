@@ -23,6 +23,7 @@ const PATIENCE: Duration = Duration::from_mins(5);
 
 const STARTED: &str = "started";
 const STOPPED: &str = "stopped";
+const PAUSED: &str = "paused";
 /// States from which nothing follows by itself.
 const DEAD: [&str; 4] = ["error", "build_failed", "destroyed", "destroying"];
 
@@ -175,6 +176,12 @@ impl Control {
     pub(crate) async fn start(&self, id: &str) -> Result<(), SandboxError> {
         self.http.send(self.of(Method::POST, id, "/start")).await?;
         self.until(id, STARTED).await
+    }
+
+    /// Keeps its memory as well.
+    pub(crate) async fn pause(&self, id: &str) -> Result<(), SandboxError> {
+        self.http.send(self.of(Method::POST, id, "/pause")).await?;
+        self.until(id, PAUSED).await
     }
 
     pub(crate) async fn stop(&self, id: &str) -> Result<(), SandboxError> {

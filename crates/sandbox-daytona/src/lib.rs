@@ -96,6 +96,14 @@ impl Machines for Daytona {
         self.control.start(id).await
     }
 
+    async fn pause(&self, id: &str) -> Result<(), SandboxError> {
+        self.control.pause(id).await
+    }
+
+    async fn resume(&self, id: &str) -> Result<(), SandboxError> {
+        self.control.start(id).await
+    }
+
     async fn destroy(&self, id: &str) -> Result<(), SandboxError> {
         self.control.delete(id).await
     }

@@ -467,6 +467,11 @@ impl Engine for Docker {
         self.place.forget(key)
     }
 
+    async fn pause(&self, key: &SandboxKey) -> Result<(), SandboxError> {
+        let paused = self.client.pause_container(&name(self.place.owner(), key)).await;
+        paused.map_err(|error| failed("cannot pause a container", &error))
+    }
+
     async fn end_session(&self, session: &str) -> Result<(), SandboxError> {
         for (key, _) in self.identities(Some(session), false).await? {
             self.end(&key).await?;

@@ -104,9 +104,9 @@ impl Control {
         self.http.json(self.of(Method::GET, id, "")).await
     }
 
-    /// Keeps its files; what runs in it ends.
-    pub(crate) async fn pause(&self, id: &str) -> Result<(), SandboxError> {
-        let request = self.of(Method::POST, id, "/pause").json(&json!({ "memory": false }));
+    /// Keeps its files; what runs in it ends, or with its memory goes on when it is connected to.
+    pub(crate) async fn pause(&self, id: &str, memory: bool) -> Result<(), SandboxError> {
+        let request = self.of(Method::POST, id, "/pause").json(&json!({ "memory": memory }));
         self.http.send(request).await.map(drop)
     }
 

@@ -120,13 +120,22 @@ impl Machines for E2b {
 
     async fn stop(&self, id: &str) -> Result<Rest, SandboxError> {
         self.lock().remove(id);
-        self.control.pause(id).await?;
+        self.control.pause(id, false).await?;
         Ok(Rest::Machine)
     }
 
     async fn wake(&self, id: &str) -> Result<(), SandboxError> {
         let made = self.control.connect(id).await?;
         self.know(&made).map(drop)
+    }
+
+    async fn pause(&self, id: &str) -> Result<(), SandboxError> {
+        self.lock().remove(id);
+        self.control.pause(id, true).await
+    }
+
+    async fn resume(&self, id: &str) -> Result<(), SandboxError> {
+        self.wake(id).await
     }
 
     async fn destroy(&self, id: &str) -> Result<(), SandboxError> {

@@ -40,6 +40,7 @@ async fn pods_do_all_that_is_demanded() {
     let refused: Vec<_> = refused.iter().map(|it| it.demand.as_str()).collect();
     let not_its = [
         "A sandbox that ends in the middle of a call says so, and its files stay",
+        "A sandbox is paused, and goes on with the next call",
         "An environment is set up once, for all its sessions",
     ];
     assert_eq!(refused, not_its);

@@ -74,6 +74,7 @@ const DEMANDS: &[Demand] = &[
     demand!("Older leases and generations are refused", fences),
     demand!("The next server finds the sandbox, and the call that runs", reconnect),
     demand!("A sandbox that ends in the middle of a call says so, and its files stay", vanish),
+    demand!("A sandbox is paused, and goes on with the next call", pause),
     demand!("A workspace is packed and unpacked elsewhere", pack),
     demand!("Networking is limited to what is allowed", networking),
     demand!("No way out at all", alone),
@@ -369,6 +370,27 @@ async fn vanish(bench: &Bench<'_>) -> Result<Outcome, String> {
         return Ok(Outcome::Refused("its files come back from checkpoints".to_owned()));
     }
     check(found == "kept", &found)?;
+    Ok(Outcome::Holds)
+}
+
+async fn pause(bench: &Bench<'_>) -> Result<Outcome, String> {
+    let (key, sandbox) = bench.fresh().await?;
+    bench.sh(sandbox.as_ref(), "echo $$ >/tmp/shell; x=1").await?;
+    if let Err(refused) = bench.provider.pause(&key).await {
+        bench.sh(sandbox.as_ref(), "test $x = 1").await?;
+        return Ok(Outcome::Refused(refused.to_string()));
+    }
+    let living = bench.provider.living().await.map_err(told)?;
+    check(living.contains(&(key.clone(), 1)), &living)?;
+    let again = bench.provider.ensure(&key, &spec()).await.map_err(told)?;
+    let found =
+        bench.sh(again.as_ref(), "echo $x; kill -0 $(cat /tmp/shell) && echo alive").await?;
+    check(found == "1\nalive", &found)?;
+    bench.provider.pause(&key).await.map_err(told)?;
+    let second = SandboxSpec { generation: 2, ..spec() };
+    let fresh = bench.provider.ensure(&key, &second).await.map_err(told)?;
+    let found = bench.sh(fresh.as_ref(), "echo $x; cat /tmp/shell 2>/dev/null; true").await?;
+    check(!found.contains('1'), &found)?;
     Ok(Outcome::Holds)
 }
 

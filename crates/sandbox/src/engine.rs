@@ -55,6 +55,11 @@ pub trait Engine: fmt::Debug + Send + Sync + 'static {
     /// Ends a sandbox with everything in it; returns when it is gone.
     async fn end(&self, key: &SandboxKey) -> Result<(), SandboxError>;
 
+    /// Keeps a sandbox from running until it is attached to.
+    async fn pause(&self, _key: &SandboxKey) -> Result<(), SandboxError> {
+        Err(SandboxError::cannot_pause(self.capabilities().name))
+    }
+
     /// Ends every sandbox of a session.
     async fn end_session(&self, session: &str) -> Result<(), SandboxError>;
 

@@ -61,6 +61,11 @@ impl SandboxError {
         Self::Io { what: what.into(), source: source.into() }
     }
 
+    /// Whose sandboxes cannot be paused.
+    pub(crate) fn cannot_pause(provider: &str) -> Self {
+        Self::Refused(format!("sandboxes of `{provider}` cannot be paused"))
+    }
+
     /// Nothing can be had until somebody changes something.
     pub fn unavailable(what: impl Into<String>, fix: impl Into<String>) -> Self {
         Self::Unavailable { what: what.into(), fix: fix.into() }

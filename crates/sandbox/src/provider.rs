@@ -427,6 +427,18 @@ impl<E: Engine> ComputeProvider for Provider<E> {
         self.inner.end(key).await
     }
 
+    async fn pause(&self, key: &SandboxKey) -> Result<(), SandboxError> {
+        key.check()?;
+        let _turn = self.inner.turn(&key.session).await;
+        let known = lock(&self.inner.attached).get(key).cloned();
+        if known.is_some_and(|sandbox| sandbox.connection.idle().is_none()) {
+            return Err(SandboxError::Refused("a call runs in it".to_owned()));
+        }
+        self.inner.engine.pause(key).await?;
+        self.inner.forget(|other| other == key, "it was paused");
+        Ok(())
+    }
+
     async fn destroy(&self, session: &str) -> Result<(), SandboxError> {
         self.inner.destroy(session).await
     }

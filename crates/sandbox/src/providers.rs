@@ -203,6 +203,15 @@ impl ComputeProvider for Providers {
         stopped
     }
 
+    async fn pause(&self, key: &SandboxKey) -> Result<(), SandboxError> {
+        for provider in &self.all {
+            if provider.living().await?.iter().any(|(living, _)| living == key) {
+                return provider.pause(key).await;
+            }
+        }
+        Err(SandboxError::gone("no such sandbox lives here"))
+    }
+
     async fn destroy(&self, session: &str) -> Result<(), SandboxError> {
         let mut destroyed = Ok(());
         for provider in &self.all {

@@ -77,6 +77,16 @@ pub trait Machines: fmt::Debug + Send + Sync + 'static {
     /// Starts one that was stopped; nothing of before runs in it.
     async fn wake(&self, id: &str) -> Result<(), SandboxError>;
 
+    /// Keeps what runs in one from running, until it is resumed.
+    async fn pause(&self, _id: &str) -> Result<(), SandboxError> {
+        Err(SandboxError::cannot_pause(self.name()))
+    }
+
+    /// Has one that was paused go on.
+    async fn resume(&self, _id: &str) -> Result<(), SandboxError> {
+        Err(SandboxError::cannot_pause(self.name()))
+    }
+
     /// Ends one for good; also if it is gone.
     async fn destroy(&self, id: &str) -> Result<(), SandboxError>;
 
@@ -247,6 +257,25 @@ impl<M: Machines> Remote<M> {
         Ok(())
     }
 
+    /// The machine of a record, if a hand runs in it: one that was paused goes on.
+    async fn running(
+        &self,
+        key: &SandboxKey,
+        record: &mut Record,
+    ) -> Result<Option<Machine>, SandboxError> {
+        if !record.runs {
+            return Ok(None);
+        }
+        let Some(mut machine) = self.machine(record).await? else { return Ok(None) };
+        if record.paused {
+            self.machines.resume(&machine.id).await?;
+            machine.runs = true;
+            record.paused = false;
+            self.records.put(key, record)?;
+        }
+        Ok(Some(machine).filter(|machine| machine.runs))
+    }
+
     /// The machine of a record, if it is still there.
     async fn machine(&self, record: &Record) -> Result<Option<Machine>, SandboxError> {
         let Some(id) = &record.machine else { return Ok(None) };
@@ -351,6 +380,7 @@ impl<M: Machines> Remote<M> {
             machine: Some(id.clone()),
             generation: order.generation,
             runs: true,
+            paused: false,
             // Until the new machine has begun, that is where the files are.
             snapshot: before.snapshot.clone(),
             kept: order.trust.as_ref().map(|trust| trust.kept.clone()),
@@ -507,9 +537,9 @@ impl<M: Machines> Engine for Remote<M> {
     }
 
     async fn create(&self, order: &Order<'_>) -> Result<Made, SandboxError> {
-        let record = self.records.get(order.key);
-        if let Some(record) = record.as_ref().filter(|record| record.runs)
-            && let Some(machine) = self.machine(record).await?.filter(|machine| machine.runs)
+        let mut record = self.records.get(order.key);
+        if let Some(record) = &mut record
+            && let Some(machine) = self.running(order.key, record).await?
         {
             if record.generation != order.generation {
                 return Ok(Made::Alive(record.generation));
@@ -531,11 +561,10 @@ impl<M: Machines> Engine for Remote<M> {
         generation: u64,
     ) -> Result<Option<Line>, SandboxError> {
         let record = self.records.get(key);
-        let Some(record) = record.filter(|record| record.runs && record.generation == generation)
-        else {
+        let Some(mut record) = record.filter(|record| record.generation == generation) else {
             return Ok(None);
         };
-        match self.machine(&record).await?.filter(|machine| machine.runs) {
+        match self.running(key, &mut record).await? {
             Some(machine) => self.talk(&machine.id, &record).await.map(Some),
             None => Ok(None),
         }
@@ -549,7 +578,8 @@ impl<M: Machines> Engine for Remote<M> {
         }
         let machines = self.machines.list(self.records.owner()).await?;
         let lives = |record: &Record| {
-            machines.iter().any(|m| m.runs && record.machine.as_ref() == Some(&m.id))
+            let here = |m: &Machine| record.machine.as_ref() == Some(&m.id);
+            machines.iter().any(|machine| here(machine) && (machine.runs || record.paused))
         };
         let living = records.into_iter().filter(|(_, record)| lives(record));
         Ok(living.map(|(key, record)| (key, record.generation)).collect())
@@ -560,7 +590,13 @@ impl<M: Machines> Engine for Remote<M> {
         if key.session.starts_with(CANARY) || key.session.starts_with(BUILD) {
             return self.remove(key, &record).await;
         }
-        let Some(machine) = self.machine(&record).await? else {
+        // What was paused with its programs goes on before it is stopped without them.
+        let running = self.running(key, &mut record).await?;
+        let found = match running {
+            Some(machine) => Some(machine),
+            None => self.machine(&record).await?,
+        };
+        let Some(machine) = found else {
             record.machine = None;
             record.runs = false;
             // What is known of nothing is nothing.
@@ -581,6 +617,18 @@ impl<M: Machines> Engine for Remote<M> {
         }
         record.runs = false;
         self.records.put(key, &record)
+    }
+
+    async fn pause(&self, key: &SandboxKey) -> Result<(), SandboxError> {
+        let Some(mut record) = self.records.get(key).filter(|record| record.runs) else {
+            return Err(SandboxError::gone("no machine runs for it"));
+        };
+        if let (Some(id), false) = (&record.machine, record.paused) {
+            self.machines.pause(id).await?;
+            record.paused = true;
+            self.records.put(key, &record)?;
+        }
+        Ok(())
     }
 
     /// Nothing of them is wanted any more: their files go with them.

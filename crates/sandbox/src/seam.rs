@@ -374,6 +374,11 @@ pub trait ComputeProvider: Send + Sync {
     /// Ends the sandbox with everything that runs in it. Its workspace stays. Returns when it is gone.
     async fn stop(&self, key: &SandboxKey) -> Result<(), SandboxError>;
 
+    /// Keeps a sandbox from running until its next call, where that can be done: what runs in it goes on then. Refused while a call runs.
+    async fn pause(&self, _key: &SandboxKey) -> Result<(), SandboxError> {
+        Err(SandboxError::cannot_pause(self.capabilities().name))
+    }
+
     /// Removes every trace of a session: its sandboxes and its workspace.
     async fn destroy(&self, session: &str) -> Result<(), SandboxError>;
 

@@ -40,5 +40,6 @@ async fn local_sandboxes_do_all_that_is_demanded() {
     conformance::keep("local", &findings);
     let (fails, refused) = sorted(&findings);
     assert!(fails.is_empty(), "{}", fails.join("\n"));
-    assert_eq!(refused, ["An image of one's own"]);
+    let not_its = ["A sandbox is paused, and goes on with the next call", "An image of one's own"];
+    assert_eq!(refused, not_its);
 }

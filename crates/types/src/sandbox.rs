@@ -35,6 +35,8 @@ impl Traffic {
 pub enum SandboxState {
     /// It does.
     Running,
+    /// It does, and nothing in it moves until the session's next call.
+    Paused,
     /// It has ended; the next call makes another one around the same workspace.
     Ended,
 }
@@ -82,7 +84,7 @@ impl SandboxRecord {
     /// It has ended, at the latest now.
     #[must_use]
     pub fn ended(mut self, at: Timestamp) -> Self {
-        if self.state == SandboxState::Running {
+        if self.state != SandboxState::Ended {
             self.active_seconds += at.since(self.started_at).as_secs();
             self.state = SandboxState::Ended;
             self.ended_at = Some(at);
@@ -93,7 +95,7 @@ impl SandboxRecord {
     /// As it is to be shown: with the time up to now, if it lives.
     #[must_use]
     pub fn shown(mut self, now: Timestamp) -> Self {
-        if self.state == SandboxState::Running {
+        if self.state != SandboxState::Ended {
             self.active_seconds += now.since(self.started_at).as_secs();
         }
         self

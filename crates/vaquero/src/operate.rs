@@ -18,7 +18,10 @@ use vaquero_api::{
 };
 use vaquero_sandbox::{ComputeProvider, SandboxKey};
 use vaquero_store::sandboxes;
-use vaquero_types::{Clock, EnvironmentId, IdGen, RandomIds, SessionId, sandbox::SandboxRecord};
+use vaquero_types::{
+    Clock, EnvironmentId, IdGen, RandomIds, SessionId,
+    sandbox::{SandboxRecord, SandboxState},
+};
 
 /// What a command asks.
 #[derive(Debug, Serialize, Deserialize)]
@@ -65,6 +68,7 @@ pub(crate) enum Ask {
         all: bool,
     },
     /// End a sandbox of this server.
+    SandboxPause { session: String, name: String },
     SandboxStop {
         /// Its session.
         session: String,
@@ -162,6 +166,25 @@ impl Operator {
         Ok(true)
     }
 
+    /// Pauses a sandbox that lives here; false if it does not.
+    async fn pause_sandbox(&self, key: SandboxKey) -> anyhow::Result<bool> {
+        let compute = self.compute.as_ref().context("no server is running here")?;
+        if !compute.living().await?.iter().any(|(living, _)| *living == key) {
+            return Ok(false);
+        }
+        compute.pause(&key).await?;
+        let (store, now) = (self.opened.store(), self.clock.now());
+        let (session, name) = key.owner();
+        let session = SessionId::from_wire(session);
+        for mut record in sandboxes::list(store.as_ref(), Some(&session), false).await? {
+            if record.name == name {
+                (record.state, record.updated_at) = (SandboxState::Paused, now);
+                sandboxes::put(store.as_ref(), &record, now).await?;
+            }
+        }
+        Ok(true)
+    }
+
     pub(crate) async fn perform(&self, ask: Ask) -> anyhow::Result<Told> {
         let store = self.opened.store();
         let (store, clock, ids) = (store.as_ref(), self.clock.as_ref(), self.ids.as_ref());
@@ -190,6 +213,9 @@ impl Operator {
                 let now = clock.now();
                 let records = sandboxes::list(store, None, all).await?.into_iter();
                 Told::Sandboxes(records.map(|record| record.shown(now)).collect())
+            }
+            Ask::SandboxPause { session, name } => {
+                Told::Ended(self.pause_sandbox(SandboxKey::of(&session, &name)).await?)
             }
             Ask::SandboxStop { session, name } => {
                 Told::Ended(self.end_sandbox(SandboxKey::of(&session, &name)).await?)

@@ -298,3 +298,37 @@ async fn what_cannot_be_a_sandbox_is_refused() -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sandbox_is_paused_until_the_next_call() -> anyhow::Result<()> {
+    let Some(mut rig) = rig(&["e2b"]).await? else { return Ok(()) };
+    rig.server.start().await?;
+    let client = rig.client();
+    let pause = async |session: &str| -> anyhow::Result<String> {
+        let data = rig.server.data().join("data");
+        let mut command = Command::new(EXE);
+        command.args(["sandbox", "pause", session, "--data-dir"]).arg(data);
+        Ok(String::from_utf8(command.current_dir(rig.server.data()).output().await?.stderr)?)
+    };
+    let session = client.session_in(json!({ "type": "cloud", "provider": "e2b" })).await?;
+    assert_eq!(client.sh(&session, "x=kept; echo $x").await?, "kept\n");
+    let path = format!("/v1/sessions/{session}/sandbox");
+    eventually("it is on record", || async {
+        (client.get(&path).await.ok()?["data"][0]["state"] == "running").then_some(())
+    })
+    .await?;
+    assert_eq!(pause(&session).await?, "");
+    assert_eq!(client.get(&path).await?["data"][0]["state"], "paused");
+    assert!(rig.of_e2b("GET", "/v2/sandboxes?state=paused").await?.contains("paused"));
+    assert_eq!(client.sh(&session, "echo $x").await?, "kept\n");
+    eventually("it runs again", || async {
+        (client.get(&path).await.ok()?["data"][0]["state"] == "running").then_some(())
+    })
+    .await?;
+    let local = client.session_in(json!({ "type": "cloud" })).await?;
+    client.sh(&local, "echo something").await?;
+    let refused = pause(&local).await?;
+    assert!(refused.contains("`local` cannot be paused"), "{refused}");
+    assert!(pause("sesn_none").await?.contains("no such sandbox runs"), "there is none");
+    Ok(())
+}

@@ -88,7 +88,7 @@ impl Sandboxes {
         let generation = sandbox.generation();
         let before = known.as_ref().map(|record| record.network).unwrap_or_default();
         let same = known.as_ref().filter(|record| {
-            record.generation == generation && record.state == SandboxState::Running
+            record.generation == generation && record.state != SandboxState::Ended
         });
         let started_at = same.map_or(now, |record| record.started_at);
         let earlier = match (&known, same) {
@@ -151,7 +151,7 @@ impl Sandboxes {
                 Ok(all) => ended.extend(all.into_iter().filter(|record| {
                     let key = SandboxKey::of(record.session_id.as_str(), &record.name);
                     record.server == self.server
-                        && record.state == SandboxState::Running
+                        && record.state != SandboxState::Ended
                         && !living.contains(&key)
                 })),
                 Err(error) => tracing::warn!(%error, "cannot read the records of sandboxes"),

@@ -23,6 +23,9 @@ pub(super) struct Record {
     pub(super) generation: u64,
     /// A hand of that generation was started in the machine, and the machine not stopped since.
     pub(super) runs: bool,
+    /// The machine keeps what runs in it, and nothing of it moves.
+    #[serde(default)]
+    pub(super) paused: bool,
     /// What its next machine is made of.
     pub(super) snapshot: Option<String>,
     /// Of the authority that it trusts.

@@ -8,7 +8,7 @@ use crate::{
 use anyhow::{Context, bail};
 use clap::Subcommand;
 use std::process::ExitCode;
-use vaquero_types::sandbox::SandboxRecord;
+use vaquero_types::sandbox::{SandboxRecord, SandboxState};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -25,6 +25,14 @@ enum Command {
         /// Also those that have ended.
         #[arg(long)]
         all: bool,
+    },
+    /// Keep a sandbox of this server from running until its session's next call; what runs in it goes on then.
+    Pause {
+        /// The session (`sesn_…`).
+        session: String,
+        /// Its name within the session.
+        #[arg(default_value = "default")]
+        name: String,
     },
     /// End a sandbox of this server; its files stay, and the session's next call makes another one.
     Stop {
@@ -44,25 +52,35 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             };
             records.iter().for_each(show);
         }
+        Command::Pause { session, name } => {
+            act(args, &Ask::SandboxPause { session: session.clone(), name: name.clone() })?;
+        }
         Command::Stop { session, name } => {
-            let ask = Ask::SandboxStop { session: session.clone(), name: name.clone() };
-            let told = admin::ask(&args.place.config()?.data_dir, &ask)
-                .context("a sandbox is ended by the server it is of")?;
-            match told {
-                Told::Ended(true) => {}
-                Told::Ended(false) => bail!(
-                    "no such sandbox runs on this server; `vaquero sandbox ls` shows which do, and where"
-                ),
-                told => bail!("the server answered another question: {told:?}"),
-            }
+            act(args, &Ask::SandboxStop { session: session.clone(), name: name.clone() })?;
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
+/// Has the server do something to a sandbox of its own.
+fn act(args: &Args, ask: &Ask) -> anyhow::Result<()> {
+    let told = admin::ask(&args.place.config()?.data_dir, ask)
+        .context("a sandbox is ended or paused by the server it is of")?;
+    match told {
+        Told::Ended(true) => Ok(()),
+        Told::Ended(false) => bail!(
+            "no such sandbox runs on this server; `vaquero sandbox ls` shows which do, and where"
+        ),
+        told => bail!("the server answered another question: {told:?}"),
+    }
+}
+
 fn show(record: &SandboxRecord) {
     let state = match record.ended_at {
         Some(at) => format!("ended {at}"),
+        None if record.state == SandboxState::Paused => {
+            format!("paused since {}", record.updated_at)
+        }
         None => format!("running since {}", record.started_at),
     };
     let SandboxRecord { session_id, name, provider, server, active_seconds, network, .. } = record;
