@@ -164,8 +164,14 @@ impl Control {
             query.extend(cursor.as_deref().map(|cursor| ("cursor", cursor)));
             let page: Page =
                 self.http.json(self.request(Method::GET, "/sandbox").query(&query)).await?;
-            let living = page.items.into_iter().filter(|it| !it.state.starts_with("destroy"));
-            all.extend(living.map(|it| Machine { runs: it.state == STARTED, id: it.id }));
+            for shown in page.items {
+                match shown.state.as_str() {
+                    "destroyed" | "destroying" => {}
+                    // From there none comes back, and its session's checkpoint does.
+                    state if DEAD.contains(&state) => self.delete(&shown.id).await?,
+                    state => all.push(Machine { runs: state == STARTED, id: shown.id }),
+                }
+            }
             cursor = page.next_cursor.filter(|cursor| !cursor.is_empty());
             if cursor.is_none() {
                 return Ok(all);

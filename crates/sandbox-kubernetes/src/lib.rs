@@ -102,7 +102,7 @@ impl Machines for Kubernetes {
     }
 
     async fn stay(&self, _id: &str, _linger: Duration) -> Result<(), SandboxError> {
-        // Its hand ends by itself when no server comes back, and the pod with it.
+        // A pod lives until a server removes it.
         Ok(())
     }
 

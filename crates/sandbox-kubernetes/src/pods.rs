@@ -178,14 +178,17 @@ impl Pods {
             let page = self.api.list(&parameters).await;
             let page = page.map_err(|error| failed("cannot list pods", &error))?;
             next = page.metadata.continue_.filter(|token| !token.is_empty());
-            all.extend(page.items.into_iter().filter_map(|pod| {
-                // One that is being deleted is as good as gone.
-                if pod.metadata.deletion_timestamp.is_some() {
-                    return None;
+            for pod in page.items {
+                let (metadata, status) = (pod.metadata, pod.status.unwrap_or_default());
+                let Some(id) = metadata.name else { continue };
+                match status.phase.as_deref() {
+                    // One that is being deleted is as good as gone.
+                    _ if metadata.deletion_timestamp.is_some() => {}
+                    // One that has ended, or was thrown out, is of no use to anybody.
+                    Some("Failed" | "Succeeded") => self.delete(&id).await?,
+                    phase => all.push(Machine { id, runs: phase == Some("Running") }),
                 }
-                let phase = pod.status.and_then(|status| status.phase);
-                Some(Machine { id: pod.metadata.name?, runs: phase.as_deref() == Some("Running") })
-            }));
+            }
             if next.is_none() {
                 return Ok(all);
             }
