@@ -4,6 +4,7 @@ use crate::{agents, credentials, environments, vaults};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use std::io::{self, BufRead, Write as Output};
+use vaquero_core::fork;
 use vaquero_store::{
     CommitError, Document, DocumentQuery, Expect, NewRecord, Order, Record, RecordKind, Restored,
     SessionQuery, SessionRow, Store, StoreError, Write, document::CHECKPOINT,
@@ -12,6 +13,7 @@ use vaquero_types::{
     AgentId, Clock, EnvironmentId, EventId, SessionId, ThreadId, Timestamp, WorkspaceId,
     checkpoint::Checkpointed,
     gate::Gate,
+    sandbox::files_of,
     session::Status,
     thread::Thread,
     usage::{Activity, Usage},
@@ -504,9 +506,7 @@ async fn restore<R: BufRead>(
         usage: thread.usage,
         activity: thread.activity,
     });
-    let had_sandbox = records.iter().any(|record| {
-        record.new.kind == RecordKind::Transcript && record.new.body.contains("\"generation\":")
-    });
+    let had = fork::sandboxes(&records);
     let ready = matches!(session.status, Status::Running | Status::Rescheduling);
     let id = session.id.clone();
     let restored = Restored {
@@ -535,12 +535,10 @@ async fn restore<R: BufRead>(
         ready,
     };
     let mut writes = vec![Write::RestoreSession(restored)];
-    if had_sandbox {
-        writes.push(Write::PutDocument {
-            document: left_behind(workspace, &id, clock.now()),
-            expect: Expect::Any,
-        });
-    }
+    writes.extend(had.iter().map(|name| Write::PutDocument {
+        document: left_behind(workspace, files_of(id.as_str(), name), clock.now()),
+        expect: Expect::Any,
+    }));
     match store.commit(writes, clock.now()).await {
         Ok(_) => Ok(true),
         Err(CommitError::Changed) => Ok(false),
@@ -549,11 +547,11 @@ async fn restore<R: BufRead>(
 }
 
 /// Says that the files of a session's sandbox did not come along: the next sandbox's first result tells the model.
-fn left_behind(workspace: &WorkspaceId, session: &SessionId, now: Timestamp) -> Document {
+fn left_behind(workspace: &WorkspaceId, files: String, now: Timestamp) -> Document {
     Document {
         workspace: workspace.clone(),
         kind: CHECKPOINT.to_owned(),
-        id: session.as_str().to_owned(),
+        id: files,
         parent: None,
         unique_key: None,
         created_at: now,

@@ -2,10 +2,13 @@
 
 use crate::{
     state::State,
+    transcript::Transcript,
     turn::{Batch, Facts, Limits, Machine},
 };
+use std::collections::BTreeSet;
 use vaquero_types::{
     EventId, IdGen, Timestamp,
+    environment::DEFAULT_SANDBOX,
     record::{Record, RecordKind},
 };
 
@@ -41,6 +44,19 @@ pub fn rest(records: &[Record], facts: Facts, now: Timestamp, ids: &dyn IdGen) -
         return None;
     }
     Some(Machine::new(state, facts, Limits::default()).rest(now, ids))
+}
+
+/// The sandboxes that a log has made, by their names.
+pub fn sandboxes(records: &[Record]) -> BTreeSet<String> {
+    let transcript = records.iter().filter(|record| record.new.kind == RecordKind::Transcript);
+    let made =
+        transcript.filter_map(|record| match serde_json::from_str(&record.new.body).ok()? {
+            Transcript::Generation { sandbox, .. } => {
+                Some(sandbox.unwrap_or_else(|| DEFAULT_SANDBOX.to_owned()))
+            }
+            _ => None,
+        });
+    made.collect()
 }
 
 /// The calls that are settled in a log, in order.

@@ -165,17 +165,30 @@ impl Control {
             let page: Page =
                 self.http.json(self.request(Method::GET, "/sandbox").query(&query)).await?;
             for shown in page.items {
-                match shown.state.as_str() {
-                    "destroyed" | "destroying" => {}
-                    // From there none comes back, and its session's checkpoint does.
-                    state if DEAD.contains(&state) => self.delete(&shown.id).await?,
-                    state => all.push(Machine { runs: state == STARTED, id: shown.id }),
-                }
+                all.extend(self.use_of(shown).await?);
             }
             cursor = page.next_cursor.filter(|cursor| !cursor.is_empty());
             if cursor.is_none() {
                 return Ok(all);
             }
+        }
+    }
+
+    /// Whether it is there, and runs.
+    pub(crate) async fn look(&self, id: &str) -> Result<Option<Machine>, SandboxError> {
+        match self.http.json(self.of(Method::GET, id, "")).await {
+            Ok(shown) => self.use_of(shown).await,
+            Err(SandboxError::Gone { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// A machine that is of use. From some states none comes back: such a one is removed, and its session's checkpoint brings the files.
+    async fn use_of(&self, shown: Shown) -> Result<Option<Machine>, SandboxError> {
+        match shown.state.as_str() {
+            "destroyed" | "destroying" => Ok(None),
+            state if DEAD.contains(&state) => self.delete(&shown.id).await.map(|()| None),
+            state => Ok(Some(Machine { runs: state == STARTED, id: shown.id })),
         }
     }
 

@@ -83,6 +83,10 @@ impl Machines for Daytona {
         self.control.list(owner).await
     }
 
+    async fn find(&self, _owner: &str, id: &str) -> Result<Option<Machine>, SandboxError> {
+        self.control.look(id).await
+    }
+
     async fn create(&self, wanted: &Wanted<'_>) -> Result<String, SandboxError> {
         self.control.create(wanted, &self.snapshot).await
     }

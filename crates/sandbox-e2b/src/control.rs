@@ -100,6 +100,15 @@ impl Control {
         }
     }
 
+    /// Whether it is there, and runs.
+    pub(crate) async fn look(&self, id: &str) -> Result<Option<Machine>, SandboxError> {
+        match self.http.json::<Listed>(self.of(Method::GET, id, "")).await {
+            Ok(it) => Ok(Some(Machine { runs: it.state == "running", id: it.id })),
+            Err(SandboxError::Gone { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     pub(crate) async fn find(&self, id: &str) -> Result<Made, SandboxError> {
         self.http.json(self.of(Method::GET, id, "")).await
     }

@@ -112,6 +112,10 @@ impl Machines for E2b {
         self.control.list(owner).await
     }
 
+    async fn find(&self, _owner: &str, id: &str) -> Result<Option<Machine>, SandboxError> {
+        self.control.look(id).await
+    }
+
     async fn create(&self, wanted: &Wanted<'_>) -> Result<String, SandboxError> {
         let made = self.control.create(wanted).await?;
         self.know(&made)?;

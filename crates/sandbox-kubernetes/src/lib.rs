@@ -84,6 +84,10 @@ impl Machines for Kubernetes {
         self.pods.list(owner).await
     }
 
+    async fn find(&self, _owner: &str, id: &str) -> Result<Option<Machine>, SandboxError> {
+        self.pods.look(id).await
+    }
+
     async fn create(&self, wanted: &Wanted<'_>) -> Result<String, SandboxError> {
         self.pods.create(wanted).await
     }

@@ -179,19 +179,32 @@ impl Pods {
             let page = page.map_err(|error| failed("cannot list pods", &error))?;
             next = page.metadata.continue_.filter(|token| !token.is_empty());
             for pod in page.items {
-                let (metadata, status) = (pod.metadata, pod.status.unwrap_or_default());
-                let Some(id) = metadata.name else { continue };
-                match status.phase.as_deref() {
-                    // One that is being deleted is as good as gone.
-                    _ if metadata.deletion_timestamp.is_some() => {}
-                    // One that has ended, or was thrown out, is of no use to anybody.
-                    Some("Failed" | "Succeeded") => self.delete(&id).await?,
-                    phase => all.push(Machine { id, runs: phase == Some("Running") }),
-                }
+                all.extend(self.use_of(pod).await?);
             }
             if next.is_none() {
                 return Ok(all);
             }
+        }
+    }
+
+    /// Whether it is there, and runs.
+    pub(crate) async fn look(&self, name: &str) -> Result<Option<Machine>, SandboxError> {
+        match self.api.get_opt(name).await {
+            Ok(Some(pod)) => self.use_of(pod).await,
+            Ok(None) => Ok(None),
+            Err(error) => Err(failed("cannot look at a pod", &error)),
+        }
+    }
+
+    /// A pod that is of use: one that has ended, or was thrown out, is removed.
+    async fn use_of(&self, pod: Pod) -> Result<Option<Machine>, SandboxError> {
+        let (metadata, status) = (pod.metadata, pod.status.unwrap_or_default());
+        let Some(id) = metadata.name else { return Ok(None) };
+        match status.phase.as_deref() {
+            // One that is being deleted is as good as gone.
+            _ if metadata.deletion_timestamp.is_some() => Ok(None),
+            Some("Failed" | "Succeeded") => self.delete(&id).await.map(|()| None),
+            phase => Ok(Some(Machine { id, runs: phase == Some("Running") })),
         }
     }
 

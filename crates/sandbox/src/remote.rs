@@ -37,8 +37,8 @@ use crate::hand::{contained_command_line, relay_command_line};
 use crate::provider::{Habits, Provider, check_reaches_nothing, check_runs};
 use crate::remove::remove_tree;
 use crate::seam::{
-    Capabilities, Isolation, LimitsState, Networking, Quota, Sandbox, SandboxKey,
-    SandboxSpec, Uplink,
+    Capabilities, Isolation, LimitsState, Networking, Quota, Sandbox, SandboxKey, SandboxSpec,
+    Uplink,
 };
 
 /// Where the hand dials in a machine.
@@ -156,8 +156,7 @@ impl<M: Machines> Remote<M> {
     /// The machine of a record, if it is still there.
     async fn machine(&self, record: &Record) -> Result<Option<Machine>, SandboxError> {
         let Some(id) = &record.machine else { return Ok(None) };
-        let machines = self.machines.list(self.records.owner()).await?;
-        Ok(machines.into_iter().find(|machine| machine.id == *id))
+        self.machines.find(self.records.owner(), id).await
     }
 
     /// Makes a machine ready for a hand, and starts it.

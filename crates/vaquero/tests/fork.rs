@@ -11,11 +11,16 @@ const EXE: &str = env!("CARGO_BIN_EXE_vaquero");
 
 /// A session of an agent with the built-in tools, whose conversation the model will see go on in several ways.
 async fn session(client: &Client) -> anyhow::Result<String> {
+    session_in(client, json!({ "type": "cloud" })).await
+}
+
+async fn session_in(client: &Client, config: Value) -> anyhow::Result<String> {
     let tools = json!([{ "type": "agent_toolset_20260401" }]);
     let system = "This conversation may be forked.";
     let agent = json!({ "name": "a", "model": "scripted", "system": system, "tools": tools });
     let agent = client.post("/v1/agents", agent).await?;
-    let environment = client.post("/v1/environments", json!({ "name": "e" })).await?;
+    let environment = json!({ "name": "e", "config": config });
+    let environment = client.post("/v1/environments", environment).await?;
     let body = json!({ "agent": agent["id"], "environment_id": environment["id"] });
     let made = client.post("/v1/sessions", body).await?;
     Ok(made["id"].as_str().context("an id")?.to_owned())
@@ -199,5 +204,34 @@ async fn what_cannot_be_forked_is_refused() -> anyhow::Result<()> {
     let untouched = client.tool_session().await?;
     let forked = fork(client, &untouched, json!({})).await?;
     assert_eq!(client.sh(&forked, "ls -A").await?, "(no output)");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fork_has_the_files_of_all_its_sandboxes() -> anyhow::Result<()> {
+    let model = Model::start().await?;
+    let mut server = Server::new(EXE, &model.base)?;
+    if std::env::var("VAQUERO_TEST_STORE").is_ok() {
+        let blobs = server.data().join("shared");
+        server.set("VAQUERO_BLOB_URL", &format!("file://{}", blobs.display()));
+    }
+    server.start().await?;
+    let client = server.client();
+    let config = json!({ "type": "cloud", "sandboxes": [{ "name": "twin" }] });
+    let session = session_in(client, config).await?;
+    let in_twin = async |session: &str, command: &str| -> anyhow::Result<String> {
+        let input = json!({ "command": command });
+        client.say(session, &format!("!tool execute_twin {input}\n!next\n!say done")).await?;
+        let events = client.idle(session).await?;
+        of_type(&events, "agent.tool_result").pop().map(text_of).context("a result")
+    };
+    client.sh(&session, "echo of the default one >a").await?;
+    in_twin(&session, "echo of the twin >a").await?;
+    let branch = fork(client, &session, json!({})).await?;
+    in_twin(&session, "echo changed >a").await?;
+    assert!(client.sh(&branch, "cat a").await?.ends_with("of the default one\n"));
+    assert!(in_twin(&branch, "cat a").await?.ends_with("of the twin\n"));
+    assert_eq!(in_twin(&session, "cat a; echo here").await?, "changed\nhere\n");
+    assert_eq!(model.scripted.violations(), Vec::<String>::new());
     Ok(())
 }

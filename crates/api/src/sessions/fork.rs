@@ -19,6 +19,7 @@ use vaquero_store::{
 use vaquero_types::{
     ApiError, EventId, SessionId, ThreadId, WorkspaceId,
     checkpoint::{Checkpointed, Source},
+    sandbox::files_of,
     session::{SessionBody, Status, TITLE_MAX},
     usage::{Activity, Usage},
 };
@@ -53,11 +54,10 @@ async fn decide(app: App, posted: Arc<Posted>, ids: PathIds) -> Result<Outcome> 
     }
     let now = app.now();
     let (id, thread) = (SessionId::new(app.new_id()), ThreadId::new(app.new_id()));
-    let had_sandbox = records.iter().any(|record| {
-        record.new.kind == RecordKind::Transcript && record.new.body.contains("\"generation\":")
-    });
-    if had_sandbox {
-        writes.push(files(app, workspace, &source, &id, &records).await?);
+    for name in fork::sandboxes(&records) {
+        let from = SessionId::from_wire(files_of(source.id.as_str(), &name));
+        let to = files_of(id.as_str(), &name);
+        writes.push(files(app, workspace, &from, to, &records).await?);
     }
     let mut records = renamed(app, records, &source, &id, &thread);
     let facts = Facts {
@@ -138,19 +138,19 @@ async fn log(app: &App, source: &SessionRow) -> Result<Vec<Record>> {
     Ok(records)
 }
 
-/// Says where the files of the new session are: at the checkpoint after the last call that its log knows.
+/// Says where the files of a sandbox of the new session are: at the checkpoint after the last call that its log knows.
 async fn files(
     app: &App,
     workspace: &WorkspaceId,
-    source: &SessionRow,
-    id: &SessionId,
+    source: &SessionId,
+    id: String,
     records: &[Record],
 ) -> Result<Write> {
     let calls = fork::settled(records);
-    let found = app.parts.store.document(workspace, CHECKPOINT, source.id.as_str()).await?;
+    let found = app.parts.store.document(workspace, CHECKPOINT, source.as_str()).await?;
     let known: Checkpointed = match found {
         Some(document) => serde_json::from_str(&document.body)
-            .map_err(|_| StoreError::Corrupt { what: format!("checkpoint of {}", source.id) })?,
+            .map_err(|_| StoreError::Corrupt { what: format!("checkpoint of {source}") })?,
         None => Checkpointed::default(),
     };
     // What the source itself began with may be all there is, and in both logs the same calls have the same places.
@@ -158,14 +158,14 @@ async fn files(
         older.calls.truncate(calls.len());
         older
     });
-    let mut sources = vec![Source { session: source.id.clone(), calls: calls.clone() }];
+    let mut sources = vec![Source { session: source.clone(), calls: calls.clone() }];
     sources.extend(older);
     let checkpoint = Checkpointed { restore: true, sources, ..Checkpointed::default() };
     let document = Document {
         workspace: workspace.clone(),
         kind: CHECKPOINT.to_owned(),
-        id: id.as_str().to_owned(),
-        parent: Some(source.id.as_str().to_owned()),
+        id,
+        parent: Some(source.as_str().to_owned()),
         unique_key: None,
         created_at: app.now(),
         archived_at: None,

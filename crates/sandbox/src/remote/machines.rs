@@ -31,6 +31,11 @@ pub trait Machines: fmt::Debug + Send + Sync + 'static {
     /// Those with this owner's mark.
     async fn list(&self, owner: &str) -> Result<Vec<Machine>, SandboxError>;
 
+    /// One of an owner's, if it is still there.
+    async fn find(&self, owner: &str, id: &str) -> Result<Option<Machine>, SandboxError> {
+        Ok(self.list(owner).await?.into_iter().find(|machine| machine.id == id))
+    }
+
     /// Makes one, whose network reaches nothing; its id, once it runs. [`SandboxError::Gone`] if what it should begin with is not there.
     async fn create(&self, wanted: &Wanted<'_>) -> Result<String, SandboxError>;
 
