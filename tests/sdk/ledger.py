@@ -142,6 +142,13 @@ EXTENSION_CONFIG: dict[str, object] = {
             },
         },
     },
+    "warm_pool": {
+        "type": ["object", "null"], "x-extension": True, "description": "Sandboxes that are kept ready for new sessions", "additionalProperties": False,
+        "properties": {
+            "size": {"type": "integer", "minimum": 1, "maximum": 64, "default": 1},
+            "max_age_seconds": {"type": "integer", "minimum": 60, "maximum": 86_400, "default": 3_600},
+        },
+    },
     "setup": {"type": "array", "items": {"type": "string"}, "maxItems": 50, "x-extension": True, "description": "Commands that run once after the packages are there"},
     "env": {"type": "object", "additionalProperties": {"type": "string"}, "x-extension": True, "description": "Variables of every process; not for secrets"},
 }

@@ -70,13 +70,21 @@ pub struct Provider {
     pub images: Option<AllowedImages>,
     /// It installs what environments want; on the host itself only where the operator said so.
     pub installs: bool,
+    /// It makes them before anybody wants them.
+    pub keeps_ready: bool,
 }
 
 impl Sandboxes {
     /// Of the local provider alone.
     pub fn local() -> Self {
         let name = "local".to_owned();
-        Self(vec![Provider { name, isolated: true, images: None, installs: true }])
+        Self(vec![Provider {
+            name,
+            isolated: true,
+            images: None,
+            installs: true,
+            keeps_ready: true,
+        }])
     }
 
     /// The one an environment wants; else the names of those that are here.

@@ -27,7 +27,6 @@ use crate::config::DockerConfig;
 use crate::container::{GENERATION, OWNER, Parts, body, key_of, name};
 use crate::errors::{failed, is_conflict, is_missing};
 use crate::images::{self, Layers};
-use crate::spares::{Kind, SPARE, Spares};
 
 /// How long the engine may take for one answer, in seconds.
 const ANSWER: u64 = 120;
@@ -47,7 +46,6 @@ pub struct Docker {
     remapped: bool,
     place: Place,
     layers: Layers,
-    spares: Spares,
 }
 
 impl Docker {
@@ -64,15 +62,7 @@ impl Docker {
         let place = Place::open(&dir, &config.hand_exe, root).await?;
         let layers = Layers::new(dir.join("layers"), place.owner());
         let remapped = root.is_some();
-        let docker = Self {
-            client,
-            config,
-            capabilities,
-            remapped,
-            place,
-            layers,
-            spares: Spares::default(),
-        };
+        let docker = Self { client, config, capabilities, remapped, place, layers };
         docker.clear().await?;
         Ok(docker)
     }
@@ -82,22 +72,17 @@ impl Docker {
         let mut living = Vec::new();
         for container in self.containers().await? {
             let Some((key, _)) = identity(&container) else { continue };
-            if runs(&container) && !key.session.starts_with(SPARE) {
+            if runs(&container) {
                 living.push(key);
             } else {
                 self.remove(&name(self.place.owner(), &key)).await?;
             }
         }
         self.place.forget_all_but(&living);
-        for session in self.place.files().names()? {
-            if session.starts_with(SPARE) {
-                self.place.files().discard(&session).await?;
-            }
-        }
         Ok(())
     }
 
-    /// The containers of one session, or all, with their generations; spares are nobody's.
+    /// The containers of one session, or all, with their generations.
     async fn identities(
         &self,
         session: Option<&str>,
@@ -105,44 +90,8 @@ impl Docker {
     ) -> Result<Vec<(SandboxKey, u64)>, SandboxError> {
         let all = self.containers().await?;
         let all = all.iter().filter(|container| !running || runs(container));
-        let theirs = |key: &SandboxKey| match session {
-            Some(session) => key.session == session,
-            None => !key.session.starts_with(SPARE),
-        };
+        let theirs = |key: &SandboxKey| session.is_none_or(|session| key.session == session);
         Ok(all.filter_map(identity).filter(|(key, _)| theirs(key)).collect())
-    }
-
-    /// Gives a spare to a new session: its files and its line get the session's names, and so does the container.
-    async fn claim(&self, order: &Order<'_>) -> Option<Line> {
-        if self.place.files().of(&order.key.session).exists() {
-            return None;
-        }
-        let spare = self.spares.take(&Kind::of(order)?)?;
-        let owner = self.place.owner();
-        let options =
-            RenameContainerOptionsBuilder::default().name(&name(owner, order.key)).build();
-        let renamed = self.client.rename_container(&name(owner, &spare.key), options).await;
-        let renamed = renamed.map_err(|error| failed("cannot rename a container", &error));
-        match renamed.and_then(|()| self.place.rename(&spare.key, order.key)) {
-            Ok(()) => Some(spare.line),
-            Err(error) => {
-                tracing::warn!(%error, "a spare container cannot be used");
-                for key in [&spare.key, order.key] {
-                    drop(self.end(key).await);
-                }
-                None
-            }
-        }
-    }
-
-    /// Ends spares that nobody wants.
-    async fn end_spares(&self, age: Duration) {
-        for spare in self.spares.stale(age) {
-            let ended = self.end(&spare.key).await;
-            if let Err(error) = ended.and(self.place.files().discard(&spare.key.session).await) {
-                tracing::warn!(%error, "a spare container stays behind");
-            }
-        }
     }
 
     /// Its containers, ended ones too.
@@ -333,6 +282,7 @@ fn capabilities(info: &SystemInfo, config: &DockerConfig) -> Result<Capabilities
         quota: Quota::Soft,
         networking: if kernel { Networking::Proxied } else { Networking::Controlled },
         keeps_files: true,
+        keeps_ready: true,
     })
 }
 
@@ -400,10 +350,7 @@ impl Engine for Docker {
     async fn create(&self, order: &Order<'_>) -> Result<Made, SandboxError> {
         let name = name(self.place.owner(), order.key);
         let Some(found) = self.inspect(&name).await? else {
-            return match self.claim(order).await {
-                Some(line) => Ok(Made::Line(line)),
-                None => self.start(order).await,
-            };
+            return self.start(order).await;
         };
         let labels = found.config.and_then(|config| config.labels).unwrap_or_default();
         let alive = labels.get(GENERATION).and_then(|generation| generation.parse().ok());
@@ -429,36 +376,19 @@ impl Engine for Docker {
         self.connect(key, generation).await
     }
 
-    async fn ready(&self, order: &Order<'_>) {
-        let Some(kind) = Kind::of(order) else { return };
-        let mut number = self.spares.making.lock().await;
-        let wanted = usize::try_from(self.config.spares).unwrap_or(usize::MAX);
-        if self.spares.count(&kind) >= wanted {
-            return;
+    async fn give(&self, spare: &SandboxKey, to: &SandboxKey) -> Result<(), SandboxError> {
+        let owner = self.place.owner();
+        let options = RenameContainerOptionsBuilder::default().name(&name(owner, to)).build();
+        let renamed = self.client.rename_container(&name(owner, spare), options).await;
+        renamed.map_err(|error| failed("cannot rename a container", &error))?;
+        let given = self.place.rename(spare, to);
+        if given.is_err() {
+            self.end(to).await?;
         }
-        *number += 1;
-        let key = SandboxKey::default_of(format!("{SPARE}{}-{number}", std::process::id()));
-        let spare = Order {
-            key: &key,
-            limits: order.limits,
-            trust: None,
-            layer: order.layer.clone(),
-            ..*order
-        };
-        match self.start(&spare).await {
-            Ok(Made::Line(line)) => self.spares.put(key, line, kind),
-            // Without a spare, a container is made when it is wanted.
-            Ok(Made::Alive(_) | Made::Not(_)) => {}
-            Err(error) => tracing::warn!(%error, "no spare container"),
-        }
-    }
-
-    fn keeps_ready(&self) -> bool {
-        true
+        given
     }
 
     async fn list(&self) -> Result<Vec<(SandboxKey, u64)>, SandboxError> {
-        self.end_spares(self.config.idle_stop).await;
         self.identities(None, true).await
     }
 
@@ -481,10 +411,6 @@ impl Engine for Docker {
 
     fn files(&self) -> Option<&Files> {
         Some(self.place.files())
-    }
-
-    fn is_spare(&self, session: &str) -> bool {
-        session.starts_with(SPARE)
     }
 
     async fn ground(&self, spec: &SandboxSpec) -> Result<BTreeMap<String, String>, SandboxError> {
@@ -520,8 +446,6 @@ impl Engine for Docker {
     }
 
     async fn shutdown(&self, linger: bool) {
-        // They hold nothing that anybody could miss.
-        self.end_spares(Duration::ZERO).await;
         if linger {
             return;
         }

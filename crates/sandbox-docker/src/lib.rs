@@ -6,7 +6,6 @@ mod container;
 mod engine;
 mod errors;
 mod images;
-mod spares;
 
 use std::sync::Arc;
 
@@ -26,6 +25,7 @@ pub async fn start(
     config: DockerConfig,
     uplink: Option<Arc<dyn Uplink>>,
 ) -> Result<DockerProvider, SandboxError> {
-    let habits = Habits { idle_stop: config.idle_stop, call_ceiling: config.call_ceiling };
+    let DockerConfig { idle_stop, spares, call_ceiling, .. } = config;
+    let habits = Habits { idle_stop, spares, call_ceiling };
     Provider::open(Docker::open(config).await?, habits, uplink).await
 }

@@ -129,6 +129,7 @@ impl Engine for Plugin {
                 protocol::WayOut::Forwarded => Networking::Proxied,
             },
             keeps_files: true,
+            keeps_ready: false,
         }
     }
 

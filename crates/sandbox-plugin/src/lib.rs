@@ -55,6 +55,7 @@ pub async fn start(
     config: PluginConfig,
     uplink: Option<Arc<dyn Uplink>>,
 ) -> Result<Provider<Plugin>, SandboxError> {
-    let habits = Habits { idle_stop: config.idle_stop, call_ceiling: config.call_ceiling };
+    let habits =
+        Habits { idle_stop: config.idle_stop, spares: 0, call_ceiling: config.call_ceiling };
     Provider::open(Plugin::open(config).await?, habits, uplink).await
 }

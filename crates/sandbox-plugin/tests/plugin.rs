@@ -49,6 +49,7 @@ async fn the_example_does_all_that_is_demanded() {
     assert!(fails.is_empty(), "{}", fails.join("\n"));
     let not_its = [
         "A sandbox is paused, and goes on with the next call",
+        "Sandboxes are ready before they are wanted",
         "An environment is set up once, for all its sessions",
         "An image of one's own",
     ];

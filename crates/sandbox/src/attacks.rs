@@ -140,6 +140,7 @@ impl Arena<'_> {
             restored: false,
             image: None,
             provider: None,
+            pool: None,
         }
     }
 

@@ -2,6 +2,8 @@
 //!
 //! What a provider says it cannot do is asked for all the same, and must be refused.
 
+mod ready;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::pin::Pin;
@@ -75,6 +77,7 @@ const DEMANDS: &[Demand] = &[
     demand!("The next server finds the sandbox, and the call that runs", reconnect),
     demand!("A sandbox that ends in the middle of a call says so, and its files stay", vanish),
     demand!("A sandbox is paused, and goes on with the next call", pause),
+    demand!("Sandboxes are ready before they are wanted", ready::ready),
     demand!("A workspace is packed and unpacked elsewhere", pack),
     demand!("Networking is limited to what is allowed", networking),
     demand!("No way out at all", alone),
@@ -154,6 +157,7 @@ pub fn spec() -> SandboxSpec {
         restored: false,
         image: None,
         provider: None,
+        pool: None,
     }
 }
 
@@ -427,6 +431,10 @@ async fn pack(bench: &Bench<'_>) -> Result<Outcome, String> {
 const REACH: &str = "for p in 'HTTP/1.1 x' ; do (exec 3<>/dev/tcp/127.0.0.1/3128; timeout 5 head -1 <&3) 2>/dev/null; done; \
     (exec 3<>/dev/tcp/93.184.216.34/80; timeout 5 head -1 <&3) 2>/dev/null; echo end";
 
+/// More connections at once than anybody carries: those too many fail, and nothing else does.
+const MANY: &str =
+    "for n in $(seq 600); do exec {c}<>/dev/tcp/127.0.0.1/3128; done 2>/dev/null; echo end";
+
 async fn networking(bench: &Bench<'_>) -> Result<Outcome, String> {
     let outbound = Outbound { reach: Reach::Limited(vec!["example.com".to_owned()]), vaults: None };
     let limited = SandboxSpec { outbound: Some(outbound), ..spec() };
@@ -446,6 +454,8 @@ async fn networking(bench: &Bench<'_>) -> Result<Outcome, String> {
         Networking::Proxied | Networking::None | Networking::Host => &["caught the proxy", "end"],
     };
     check(found.lines().eq(caught.iter().copied()), &found)?;
+    let found = bench.sh(sandbox.as_ref(), MANY).await?;
+    check(found == "end", &found)?;
     Ok(Outcome::Holds)
 }
 

@@ -19,6 +19,8 @@ use crate::seam::{Arrivals, Capabilities, Limits, Sandbox, SandboxKey, SandboxSp
 pub const CANARY: &str = "canary-";
 /// Those of sandboxes that make layers.
 pub const BUILD: &str = "build-";
+/// Those of sandboxes that are nobody's yet.
+pub(crate) const SPARE: &str = "spare-";
 
 /// Makes sandboxes somewhere.
 ///
@@ -41,12 +43,9 @@ pub trait Engine: fmt::Debug + Send + Sync + 'static {
     async fn attach(&self, key: &SandboxKey, generation: u64)
     -> Result<Option<Line>, SandboxError>;
 
-    /// One like this will be wanted soon.
-    async fn ready(&self, _order: &Order<'_>) {}
-
-    /// Whether it is to be told, after each new sandbox, that the next one will be like it.
-    fn keeps_ready(&self) -> bool {
-        false
+    /// Gives a sandbox that nobody has had, and its empty files, to a session that has none: from then on it is found under that key. Where [`Capabilities::keeps_ready`].
+    async fn give(&self, _spare: &SandboxKey, _to: &SandboxKey) -> Result<(), SandboxError> {
+        Err(SandboxError::Refused("its sandboxes cannot be given away".to_owned()))
     }
 
     /// The sandboxes that live.
@@ -82,11 +81,6 @@ pub trait Engine: fmt::Debug + Send + Sync + 'static {
             Some(files) => files.discard(session).await,
             None => Ok(()),
         }
-    }
-
-    /// Whether a session is the engine's own: one that nobody has yet.
-    fn is_spare(&self, _session: &str) -> bool {
-        false
     }
 
     /// Where the files of a session can be counted, if nothing else keeps them from growing.
@@ -148,13 +142,6 @@ pub struct Order<'a> {
     pub layer: Option<Layer>,
     /// Instead of the engine's own root.
     pub image: Option<&'a str>,
-}
-
-impl Order<'_> {
-    /// Whether it is a session's, and not one of the provider's own.
-    pub fn is_a_sessions(&self) -> bool {
-        !self.key.session.starts_with(CANARY) && !self.key.session.starts_with(BUILD)
-    }
 }
 
 /// What an environment has installed.

@@ -20,7 +20,6 @@ pub(crate) mod seccomp;
 pub(crate) mod seed;
 pub(crate) mod session;
 pub(crate) mod skeleton;
-mod spares;
 mod start;
 pub(crate) mod sys;
 mod truststore;
@@ -42,9 +41,6 @@ use wire::Started;
 
 /// The socket's name in the launcher's directory.
 pub(crate) const SOCKET: &str = "launcher.sock";
-
-/// Session ids beginning so are the launcher's own: spares.
-pub(crate) const SPARE: &str = "spare-";
 
 /// What the command line asks of a launcher.
 #[derive(Debug, Clone)]
@@ -247,7 +243,6 @@ fn open(options: &Options) -> Result<office::Office, Trouble> {
     let disks = open_disks(options);
     let listener = start::listen(&options.dir)
         .map_err(|e| Trouble::io("cannot listen on the launcher's socket", &e))?;
-    spares::clear(&options.workspaces);
     let left_out = options.left_out.clone();
     let made =
         start::Ready { reserved, lock, exe, filter, cgroups, skeleton, disks, listener, left_out };

@@ -39,7 +39,7 @@ pub use remove::remove_tree;
 pub use report::{Report, Wall, WallState};
 pub use seam::{
     Arrivals, Block, CallState, Capabilities, ComputeProvider, Entry, Fence, Isolation, Kind,
-    Limits, LimitsBy, LimitsState, Meter, Networking, Outbound, PART, Page, Piece, Provision,
-    Quota, Reach, Sandbox, SandboxKey, SandboxSpec, Sockets, Stream, ToolResult, Traffic, Trust,
-    Uplink, Vaults,
+    Limits, LimitsBy, LimitsState, Meter, Networking, Outbound, PART, Page, Piece, PoolState,
+    Provision, Quota, Reach, Sandbox, SandboxKey, SandboxSpec, Sockets, Stream, ToolResult,
+    Traffic, Trust, Uplink, Vaults, WarmPool,
 };

@@ -26,8 +26,8 @@ use crate::engine::{Engine, Line, Made, Order};
 use crate::error::SandboxError;
 use crate::files::{Files, make_private};
 use crate::launcher::network::SOCKETS;
-use crate::launcher::wire::{Answer, Ask, Listed, SparesWanted};
-use crate::launcher::{LeftOut, Options, SPARE};
+use crate::launcher::wire::{Answer, Ask, Listed};
+use crate::launcher::{LeftOut, Options};
 use crate::provider::{Habits, Provider, Walls, check_runs};
 use crate::root;
 use crate::seam::{
@@ -77,7 +77,8 @@ impl LocalProvider {
         isolated: bool,
         uplink: Option<Arc<dyn Uplink>>,
     ) -> Result<Self, SandboxError> {
-        let habits = Habits { idle_stop: config.idle_stop, call_ceiling: config.call_ceiling };
+        let LocalConfig { idle_stop, spares, call_ceiling, .. } = config;
+        let habits = Habits { idle_stop, spares, call_ceiling };
         Self::open(Local::open(config, isolated).await?, habits, uplink).await
     }
 }
@@ -121,6 +122,7 @@ impl Local {
             quota: if found.disks { Quota::Hard } else { Quota::Soft },
             networking: if isolated { Networking::Controlled } else { Networking::Host },
             keeps_files: true,
+            keeps_ready: isolated,
         };
         Ok(Self {
             config,
@@ -146,12 +148,6 @@ impl Local {
             *launcher = Arc::new(found);
         }
         Ok(Arc::clone(&launcher))
-    }
-
-    /// How many spares there are to be, and for how long.
-    fn spares_wanted(&self) -> SparesWanted {
-        let idle_ms = u64::try_from(self.config.idle_stop.as_millis()).unwrap_or(u64::MAX);
-        SparesWanted { count: self.config.spares, idle_ms }
     }
 }
 
@@ -186,8 +182,6 @@ impl Engine for Local {
     async fn create(&self, order: &Order<'_>) -> Result<Made, SandboxError> {
         // What the session begins with may have to be copied first.
         let patience = if order.layer.is_some() { SEED_TIMEOUT } else { ENSURE_TIMEOUT };
-        // What a sandbox with secrets is like is not what the next one is like.
-        let spares = order.trust.is_none() && order.is_a_sessions();
         let ask = Ask::Create {
             key: order.key.clone(),
             generation: order.generation,
@@ -195,7 +189,6 @@ impl Engine for Local {
             env: order.env.clone(),
             network: order.network,
             trust: order.trust.clone(),
-            spares: spares.then(|| self.spares_wanted()),
             layer: order.layer.clone(),
         };
         match self.launcher().await?.post.ask(ask, patience).await {
@@ -223,20 +216,12 @@ impl Engine for Local {
         }
     }
 
-    async fn ready(&self, order: &Order<'_>) {
-        if !self.options.isolated {
-            return;
-        }
-        let ask = Ask::Ready {
-            limits: order.limits,
-            env: order.env.clone(),
-            network: order.network,
-            layer: None,
-            spares: self.spares_wanted(),
-        };
-        // Without a spare, the sandbox is made when it is wanted.
-        if let Ok(launcher) = self.launcher().await {
-            drop(launcher.post.ask(ask, ENSURE_TIMEOUT).await);
+    async fn give(&self, spare: &SandboxKey, to: &SandboxKey) -> Result<(), SandboxError> {
+        let ask = Ask::Give { spare: spare.clone(), to: to.clone() };
+        match self.launcher().await?.post.ask(ask, ENSURE_TIMEOUT).await? {
+            (Answer::Done {}, _) => Ok(()),
+            (Answer::Failed { what, fix }, _) => Err(SandboxError::Unavailable { what, fix }),
+            _ => Err(SandboxError::gone("the launcher does not keep it")),
         }
     }
 
@@ -280,10 +265,6 @@ impl Engine for Local {
 
     fn files(&self) -> Option<&Files> {
         Some(&self.files)
-    }
-
-    fn is_spare(&self, session: &str) -> bool {
-        session.starts_with(SPARE)
     }
 
     fn counted(&self, session: &str) -> Option<PathBuf> {

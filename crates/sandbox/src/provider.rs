@@ -3,6 +3,7 @@
 mod canary;
 mod idle;
 mod layers;
+mod pool;
 mod quota;
 mod sandbox;
 mod spec;
@@ -14,6 +15,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::{OwnedMutexGuard, Semaphore};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -21,15 +23,16 @@ pub(crate) use self::canary::check_reaches_nothing;
 pub use self::canary::{Walls, check_runs};
 
 use self::layers::Layers;
+use self::pool::{Kind, Pool};
 use self::quota::Room;
 use self::sandbox::{HandSandbox, WayOut};
 use self::spec::{check_spec, variables};
 use crate::connection::{Connection, LARGE_KIB, Shared};
-use crate::engine::{BUILD, CANARY, Engine, Layer, Line, Made, Order};
+use crate::engine::{BUILD, CANARY, Engine, Layer, Line, Made, Order, SPARE};
 use crate::error::SandboxError;
 use crate::seam::{
-    Arrivals, Capabilities, ComputeProvider, Isolation, Limits, Networking, Outbound, Quota, Reach,
-    Sandbox, SandboxKey, SandboxSpec, Trust, Uplink, check_part,
+    Arrivals, Capabilities, ComputeProvider, Isolation, Limits, Networking, Outbound, PoolState,
+    Quota, Reach, Sandbox, SandboxKey, SandboxSpec, Trust, Uplink, check_part,
 };
 
 /// How a provider treats its sandboxes.
@@ -37,6 +40,8 @@ use crate::seam::{
 pub struct Habits {
     /// After how long without a call a sandbox is stopped; its files stay.
     pub idle_stop: Duration,
+    /// How many sandboxes like the last one are kept ready for new sessions, where the engine can; none once nobody has asked for one for as long as an idle sandbox lives.
+    pub spares: u32,
     /// The longest any call may take, queueing included; past it the sandbox is ended.
     pub call_ceiling: Duration,
 }
@@ -64,6 +69,7 @@ struct Inner<E> {
     /// One at a time per session for everything that makes or ends its sandboxes.
     turns: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
     layers: Layers,
+    pool: Pool,
     canaries: AtomicU64,
 }
 
@@ -92,6 +98,7 @@ impl<E: Engine> Provider<E> {
             attached: Mutex::default(),
             turns: Mutex::default(),
             layers: Layers::default(),
+            pool: Pool::default(),
             canaries: AtomicU64::new(0),
         };
         let provider = Self { inner: Arc::new(inner) };
@@ -100,6 +107,10 @@ impl<E: Engine> Provider<E> {
             return Err(error);
         }
         provider.inner.clear_layers().await;
+        if provider.capabilities().keeps_ready {
+            provider.inner.end_spares().await;
+            provider.watch(pool::watch(Arc::downgrade(&provider.inner)));
+        }
         provider.watch(idle::watch(Arc::downgrade(&provider.inner)));
         if provider.capabilities().quota == Quota::Soft {
             provider.watch(quota::watch(Arc::downgrade(&provider.inner)));
@@ -131,6 +142,7 @@ impl<E: Engine> Provider<E> {
             restored: false,
             image: None,
             provider: None,
+            pool: None,
         };
         let proved = match self.ensure(&key, &spec).await {
             Ok(sandbox) => self.inner.engine.prove(sandbox.as_ref()).await,
@@ -142,20 +154,6 @@ impl<E: Engine> Provider<E> {
 }
 
 impl<E: Engine> Inner<E> {
-    /// Has one made ready while whoever will want it still thinks. Those with secrets have an authority of their own, and none is ready.
-    fn have_ready(self: &Arc<Self>, spec: &SandboxSpec, layer: Option<Layer>) {
-        let secrets = spec.outbound.as_ref().is_some_and(|outbound| outbound.vaults.is_some());
-        if secrets || check_spec(spec).is_err() || self.engine.check(spec).is_err() {
-            return;
-        }
-        let (inner, spec) = (Arc::clone(self), spec.clone());
-        self.shared.tasks.spawn(async move {
-            let (key, env) = (SandboxKey::default_of("next"), variables(&spec));
-            let first = SandboxSpec { generation: 1, ..spec };
-            inner.engine.ready(&order(&key, &first, &env, None, layer)).await;
-        });
-    }
-
     /// Waits for this session's turn.
     async fn turn(&self, session: &str) -> OwnedMutexGuard<()> {
         let turn = {
@@ -296,6 +294,48 @@ impl<E: Engine> Inner<E> {
         if let Some(sandbox) = self.known(key, spec.generation) {
             return Ok(sandbox);
         }
+        let (started, _waiting) = (Instant::now(), self.pool.wait());
+        let kind = Kind::of(spec, layer.clone()).filter(|_| is_a_sessions(key));
+        let given = match &kind {
+            Some(kind) => self.given(kind, key, spec).await,
+            None => None,
+        };
+        let was_ready = given.is_some();
+        let sandbox = match given {
+            Some(sandbox) => sandbox,
+            None => self.make(key, spec, layer).await?,
+        };
+        if let Some(kind) = kind {
+            self.measure(&kind, was_ready, started.elapsed());
+            self.expect_another(kind);
+        }
+        Ok(sandbox)
+    }
+
+    /// A sandbox that was ready.
+    async fn given(
+        self: &Arc<Self>,
+        kind: &Kind,
+        key: &SandboxKey,
+        spec: &SandboxSpec,
+    ) -> Option<Arc<HandSandbox>> {
+        let line = self.claim(kind, key).await?;
+        match self.adopt(key, spec, line).await {
+            Ok(sandbox) => Some(sandbox),
+            Err(error) => {
+                tracing::warn!(%key, %error, "a sandbox that was ready does not answer");
+                self.end_spare(key).await;
+                None
+            }
+        }
+    }
+
+    async fn make(
+        self: &Arc<Self>,
+        key: &SandboxKey,
+        spec: &SandboxSpec,
+        layer: Option<Layer>,
+    ) -> Result<Arc<HandSandbox>, SandboxError> {
         let mut last = SandboxError::gone("nothing keeps it alive");
         let secrets = spec.outbound.as_ref().is_some_and(|outbound| outbound.vaults.is_some());
         let trust = match &self.uplink {
@@ -310,12 +350,7 @@ impl<E: Engine> Inner<E> {
         for _ in 0..4 {
             match self.engine.create(&order).await? {
                 Made::Line(line) => match self.adopt(key, spec, line).await {
-                    Ok(sandbox) => {
-                        if self.engine.keeps_ready() && order.is_a_sessions() {
-                            self.have_ready(spec, order.layer);
-                        }
-                        return Ok(sandbox);
-                    }
+                    Ok(sandbox) => return Ok(sandbox),
                     Err(SandboxError::StaleFence) => return Err(SandboxError::StaleFence),
                     Err(error) => {
                         last = error;
@@ -361,6 +396,11 @@ impl<E: Engine> Inner<E> {
     }
 }
 
+/// Whether it is a session's, and not one of the provider's own.
+fn is_a_sessions(key: &SandboxKey) -> bool {
+    ![CANARY, BUILD, SPARE].iter().any(|own| key.session.starts_with(own))
+}
+
 fn order<'a>(
     key: &'a SandboxKey,
     spec: &'a SandboxSpec,
@@ -393,15 +433,43 @@ impl<E: Engine> ComputeProvider for Provider<E> {
 
     fn check(&self, spec: &SandboxSpec) -> Result<(), SandboxError> {
         check_spec(spec)?;
+        let capabilities = self.inner.engine.capabilities();
+        if spec.pool.is_some() && !capabilities.keeps_ready {
+            return Err(SandboxError::Invalid(format!(
+                "sandboxes of the {} provider cannot be made before they are wanted: the environment's `warm_pool` has to go",
+                capabilities.name
+            )));
+        }
         self.inner.engine.check(spec)
     }
 
     fn prepare(&self, spec: &SandboxSpec) {
         if spec.provision.is_some() {
             self.inner.prepare(spec);
-        } else {
-            self.inner.have_ready(spec, None);
+            return;
         }
+        let first = SandboxSpec { generation: 1, ..spec.clone() };
+        if let (Some(kind), Ok(())) = (Kind::of(&first, None), self.check(spec)) {
+            self.inner.expect_another(kind);
+        }
+    }
+
+    fn keep_warm(&self, pools: Vec<SandboxSpec>) {
+        if self.inner.engine.capabilities().keeps_ready {
+            let sound = pools.into_iter().filter(|spec| match self.check(spec) {
+                Ok(()) => true,
+                Err(error) => {
+                    let pool = spec.pool.as_ref().map(|pool| &pool.name);
+                    tracing::warn!(?pool, %error, "a warm pool cannot be filled");
+                    false
+                }
+            });
+            self.inner.pool.keep(sound.collect());
+        }
+    }
+
+    fn pools(&self) -> Vec<PoolState> {
+        self.inner.pool.states()
     }
 
     async fn ensure(
@@ -444,14 +512,16 @@ impl<E: Engine> ComputeProvider for Provider<E> {
     }
 
     async fn living(&self) -> Result<Vec<(SandboxKey, u64)>, SandboxError> {
-        self.inner.engine.list().await
+        let mut living = self.inner.engine.list().await?;
+        living.retain(|(key, _)| !key.session.starts_with(SPARE));
+        Ok(living)
     }
 
     async fn sessions(&self) -> Result<BTreeSet<String>, SandboxError> {
         let living = self.inner.engine.list().await?.into_iter().map(|(key, _)| key.session);
         let with_files = self.inner.engine.with_files().await?;
         let all = living.chain(with_files);
-        let own = |name: &String| name.starts_with(BUILD) || self.inner.engine.is_spare(name);
+        let own = |name: &String| name.starts_with(BUILD) || name.starts_with(SPARE);
         Ok(all.filter(|session| !own(session)).collect())
     }
 
@@ -463,6 +533,8 @@ impl<E: Engine> ComputeProvider for Provider<E> {
         let inner = &self.inner;
         inner.stopping.cancel();
         inner.forget(|_| true, "the server is shutting down");
+        // They hold nothing that anybody could miss.
+        inner.end_spares().await;
         inner.engine.shutdown(linger).await;
     }
 }

@@ -8,7 +8,8 @@ use vaquero_types::AllowedImages;
 
 use crate::error::SandboxError;
 use crate::seam::{
-    Capabilities, ComputeProvider, Fence, Kind, Page, Piece, Sandbox, SandboxKey, SandboxSpec,
+    Capabilities, ComputeProvider, Fence, Kind, Page, Piece, PoolState, Sandbox, SandboxKey,
+    SandboxSpec,
 };
 
 /// Providers by their names; the first is for whoever names none.
@@ -88,6 +89,7 @@ async fn bring(
         provision: None,
         image: None,
         provider: None,
+        pool: None,
         ..spec.clone()
     };
     let source = match last_of(from, key, &plain).await? {
@@ -171,6 +173,21 @@ impl ComputeProvider for Providers {
         if let (Ok(chosen), Ok(())) = (self.of(spec), self.check_image(spec)) {
             chosen.prepare(spec);
         }
+    }
+
+    fn keep_warm(&self, pools: Vec<SandboxSpec>) {
+        let name = |provider: &Arc<dyn ComputeProvider>| provider.capabilities().name;
+        for provider in &self.all {
+            let theirs = pools.iter().filter(|spec| {
+                let chosen = self.of(spec).is_ok_and(|chosen| name(chosen) == name(provider));
+                chosen && self.check_image(spec).is_ok()
+            });
+            provider.keep_warm(theirs.cloned().collect());
+        }
+    }
+
+    fn pools(&self) -> Vec<PoolState> {
+        self.all.iter().flat_map(|provider| provider.pools()).collect()
     }
 
     async fn ensure(

@@ -30,7 +30,7 @@ use self::records::{Record, Records};
 use self::relay::HAND_PROCESS;
 pub(crate) use self::relay::relay_main;
 use crate::container::{Kit, WayOut, trust_files, variables};
-use crate::engine::{BUILD, CANARY, Engine, Line, Made, Order};
+use crate::engine::{BUILD, CANARY, Engine, Line, Made, Order, SPARE};
 use crate::error::SandboxError;
 use crate::files::{Files, mark_used, unused};
 use crate::hand::{contained_command_line, relay_command_line};
@@ -98,7 +98,9 @@ impl<M: Machines> Remote<M> {
         config: RemoteConfig,
         uplink: Option<Arc<dyn Uplink>>,
     ) -> Result<Provider<Self>, SandboxError> {
-        let habits = Habits { idle_stop: config.idle_stop, call_ceiling: config.call_ceiling };
+        // Machines that nobody has asked for cost money: only environments can want them.
+        let habits =
+            Habits { idle_stop: config.idle_stop, spares: 0, call_ceiling: config.call_ceiling };
         Provider::open(Self::open(machines, config).await?, habits, uplink).await
     }
 
@@ -120,7 +122,7 @@ impl<M: Machines> Remote<M> {
         let machines = self.machines.list(self.records.owner()).await?;
         let mut known = Vec::new();
         for (key, record) in self.records.all() {
-            let own = key.session.starts_with(CANARY) || key.session.starts_with(BUILD);
+            let own = [CANARY, BUILD, SPARE].iter().any(|own| key.session.starts_with(own));
             let there = machines.iter().any(|machine| record.machine.as_ref() == Some(&machine.id));
             if own || !(there || record.snapshot.is_some()) {
                 self.records.remove(&key)?;
@@ -340,6 +342,13 @@ impl<M: Machines> Remote<M> {
             .map_err(|e| SandboxError::io("cannot find what was installed", e))
     }
 
+    /// Whether a snapshot is of what some environment has installed.
+    fn is_layer(&self, snapshot: &str) -> bool {
+        let layers = std::fs::read_dir(self.dir.join("layers")).into_iter().flatten().flatten();
+        let mut kept = layers.map(|layer| std::fs::read_to_string(layer.path().join("snapshot")));
+        kept.any(|kept| kept.is_ok_and(|kept| kept == snapshot))
+    }
+
     /// Ends a sandbox and its files.
     async fn remove(&self, key: &SandboxKey, record: &Record) -> Result<(), SandboxError> {
         if let Some(id) = &record.machine {
@@ -399,10 +408,16 @@ impl<M: Machines> Engine for Remote<M> {
             quota: Quota::Hard,
             networking: Networking::Proxied,
             keeps_files: self.machines.keeps_files(),
+            keeps_ready: true,
         }
     }
 
     fn check(&self, spec: &SandboxSpec) -> Result<(), SandboxError> {
+        if spec.image.as_deref().is_some_and(|image| self.is_layer(image)) {
+            return Err(SandboxError::Invalid(
+                "the image is what an environment has installed, and cannot be named".to_owned(),
+            ));
+        }
         self.machines.check(spec)
     }
 
@@ -446,6 +461,10 @@ impl<M: Machines> Engine for Remote<M> {
         }
     }
 
+    async fn give(&self, spare: &SandboxKey, to: &SandboxKey) -> Result<(), SandboxError> {
+        self.records.rename(spare, to)
+    }
+
     async fn list(&self) -> Result<Vec<(SandboxKey, u64)>, SandboxError> {
         let records: Vec<_> =
             self.records.all().into_iter().filter(|(_, record)| record.runs).collect();
@@ -463,7 +482,7 @@ impl<M: Machines> Engine for Remote<M> {
 
     async fn end(&self, key: &SandboxKey) -> Result<(), SandboxError> {
         let Some(mut record) = self.records.get(key) else { return Ok(()) };
-        if key.session.starts_with(CANARY) || key.session.starts_with(BUILD) {
+        if [CANARY, BUILD, SPARE].iter().any(|own| key.session.starts_with(own)) {
             return self.remove(key, &record).await;
         }
         // What was paused with its programs goes on before it is stopped without them.

@@ -126,6 +126,36 @@ pub struct SandboxSpec {
     pub image: Option<String>,
     /// Which provider is to make it, where there are several; their default if none is named.
     pub provider: Option<String>,
+    /// Its environment keeps some like it ready.
+    pub pool: Option<WarmPool>,
+}
+
+/// Sandboxes that an environment wants ready for its new sessions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WarmPool {
+    /// Which.
+    pub name: String,
+    /// How many.
+    pub size: u32,
+    /// After how long one that nobody wanted is replaced.
+    pub max_age: Duration,
+}
+
+/// A warm pool as it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PoolState {
+    /// Which.
+    pub name: String,
+    /// How many are wanted.
+    pub size: u32,
+    /// How many are ready.
+    pub ready: usize,
+    /// The age of the oldest of them.
+    pub oldest: Option<Duration>,
+    /// How many sessions were given one.
+    pub given: u64,
+    /// For how many sessions none was ready.
+    pub made_anew: u64,
 }
 
 /// What is installed in a sandbox before anything runs in it. Made once for all sandboxes that ask for the same, without any secret, reaching what they reach.
@@ -337,6 +367,8 @@ pub struct Capabilities {
     pub networking: Networking,
     /// The files of a sandbox that has ended stay here; otherwise only a checkpoint brings them back.
     pub keeps_files: bool,
+    /// Sandboxes can be made before anybody wants them.
+    pub keeps_ready: bool,
 }
 
 /// Makes sandboxes and keeps their workspaces.
@@ -355,6 +387,14 @@ pub trait ComputeProvider: Send + Sync {
 
     /// Begins with what a sandbox like this will need, so that it waits less for it: what is to be installed, or a sandbox that is ready for whoever comes first.
     fn prepare(&self, spec: &SandboxSpec);
+
+    /// The warm pools that are wanted from now on, each as what a new session's sandbox would be; those not named are given up. Filled in the background.
+    fn keep_warm(&self, _pools: Vec<SandboxSpec>) {}
+
+    /// The warm pools that are kept.
+    fn pools(&self) -> Vec<PoolState> {
+        Vec::new()
+    }
 
     /// The sandbox of that key and generation: attached to if it lives, else made fresh around the
     /// session's workspace. An older generation is stopped first; a newer one is [`SandboxError::StaleFence`].

@@ -42,6 +42,7 @@ impl Bench {
             restored: false,
             image: None,
             provider: None,
+            pool: None,
         };
         let sandbox = provider.ensure(&SandboxKey::default_of("sesn_tools"), &spec).await.unwrap();
         Self { sandbox, provider, calls: AtomicU32::new(0), dir }

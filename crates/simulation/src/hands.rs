@@ -79,6 +79,7 @@ impl ComputeProvider for Hands {
             quota: Quota::Soft,
             networking: Networking::None,
             keeps_files: true,
+            keeps_ready: false,
         }
     }
 

@@ -11,6 +11,9 @@ pub const SYSTEM: &str = "wrkspc_system";
 /// The kind of environments.
 pub const ENVIRONMENT: &str = "environment";
 
+/// The kind of the documents that say which environments want sandboxes kept ready: in the workspace [`SYSTEM`], each under its environment's id, with the environment's workspace as parent.
+pub const WARM_POOL: &str = "warm_pool";
+
 /// A stored resource.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Document {

@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use std::{
     path::{Path, PathBuf},
     process::Stdio,
+    sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
 use tempfile::TempDir;
@@ -348,13 +349,19 @@ impl Client {
 
     /// A session of an agent with the built-in tools, in an environment of its own that is configured so.
     pub async fn session_in(&self, config: Value) -> anyhow::Result<String> {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let name = format!("env {}", NEXT.fetch_add(1, Ordering::Relaxed));
+        let body = json!({ "name": name, "config": config });
+        let environment = self.post("/v1/environments", body).await?;
+        self.session_of(environment["id"].as_str().context("an id")?).await
+    }
+
+    /// A session of such an agent in an environment.
+    pub async fn session_of(&self, environment: &str) -> anyhow::Result<String> {
         let tools = json!([{ "type": "agent_toolset_20260401" }]);
         let agent = json!({ "name": "test", "model": "scripted", "tools": tools });
         let agent = self.post("/v1/agents", agent).await?;
-        let name = format!("env for {}", agent["id"]);
-        let environment =
-            self.post("/v1/environments", json!({ "name": name, "config": config })).await?;
-        let body = json!({ "agent": agent["id"], "environment_id": environment["id"] });
+        let body = json!({ "agent": agent["id"], "environment_id": environment });
         let session = self.post("/v1/sessions", body).await?;
         Ok(session["id"].as_str().context("an id")?.to_owned())
     }

@@ -13,9 +13,14 @@ use std::collections::BTreeMap;
 const SETUP_MAX: usize = 50;
 /// Most characters of one.
 const COMMAND_MAX: usize = 16_384;
-/// Most characters of a provider's name, and of an image's.
+/// Most sandboxes beside the default one, and most characters of a name.
 const SANDBOXES_MAX: usize = 8;
 const SANDBOX_NAME_MAX: usize = 24;
+/// Most sandboxes of one kind that are kept ready, and how old each may become, in seconds.
+const POOL_MAX: i64 = 64;
+const AGE_MIN: i64 = 60;
+const AGE_MAX: i64 = 86_400;
+/// Most characters of a provider's name, and of an image's.
 const PROVIDER_MAX: usize = 64;
 const IMAGE_MAX: usize = 512;
 /// Most variables, and most bytes of their names and values.
@@ -100,6 +105,18 @@ pub struct Cloud {
     /// More sandboxes of each session, beside its default one. An extension.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sandboxes: Vec<NamedSandbox>,
+    /// Sandboxes that are kept ready for new sessions. An extension.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warm_pool: Option<WarmPool>,
+}
+
+/// How many sandboxes are kept ready, of each that a session of the environment has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WarmPool {
+    /// How many, 1 to 64.
+    pub size: u32,
+    /// After how many seconds one that nobody wanted is replaced, 60 to 86,400.
+    pub max_age_seconds: u32,
 }
 
 /// Another sandbox of a session, with files of its own, which the model runs commands in by a tool of its own. What it may reach and what is installed is as in the default one.
@@ -162,6 +179,7 @@ impl Default for Config {
             provider: None,
             image: None,
             sandboxes: Vec::new(),
+            warm_pool: None,
         }))
     }
 }
@@ -276,6 +294,14 @@ fn decode_config(mut fields: Fields, stored: Option<&Config>) -> Result<Config, 
                     return Err(fields.invalid("sandboxes", &reason));
                 }
             }
+            match fields.patch("warm_pool") {
+                Patch::Absent => {}
+                Patch::Null => cloud.warm_pool = None,
+                Patch::Set(value) => {
+                    let pool = warm_pool(value, &fields.at("warm_pool"), cloud.warm_pool)?;
+                    cloud.warm_pool = Some(pool);
+                }
+            }
             if let Networking::Limited { allow_package_managers: false, .. } = &cloud.networking
                 && !cloud.packages.is_empty()
             {
@@ -310,6 +336,23 @@ fn word(
             Ok(Some(word))
         }
     }
+}
+
+fn warm_pool(value: Value, at: &str, stored: Option<WarmPool>) -> Result<WarmPool, Invalid> {
+    let mut fields = Fields::new(value, at)?;
+    let stored = stored.unwrap_or(WarmPool { size: 1, max_age_seconds: 3_600 });
+    let size = fields.integer("size", 1)?.unwrap_or_else(|| stored.size.into());
+    if size > POOL_MAX {
+        return Err(fields.invalid("size", format!("must be at most {POOL_MAX}")));
+    }
+    let age = fields.integer("max_age_seconds", AGE_MIN)?;
+    let age = age.unwrap_or_else(|| stored.max_age_seconds.into());
+    if age > AGE_MAX {
+        return Err(fields.invalid("max_age_seconds", format!("must be at most {AGE_MAX}")));
+    }
+    fields.finish()?;
+    let small = |number: i64| u32::try_from(number).expect("it was just checked");
+    Ok(WarmPool { size: small(size), max_age_seconds: small(age) })
 }
 
 fn named_sandbox(value: Value, at: String) -> Result<NamedSandbox, Invalid> {

@@ -201,6 +201,7 @@ pub(crate) fn offers(config: &Config) -> Sandboxes {
             SandboxChoice::UnsafeHost => config.host_packages_ok,
             _ => true,
         },
+        keeps_ready: !matches!(choice, SandboxChoice::Plugin | SandboxChoice::UnsafeHost),
     };
     Sandboxes(config.sandboxes().into_iter().map(offer).collect())
 }

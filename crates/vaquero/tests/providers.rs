@@ -4,7 +4,7 @@
 use anyhow::Context;
 use serde_json::json;
 use std::process::Command;
-use vaquero_testkit::{Model, Server};
+use vaquero_testkit::{Model, Server, eventually};
 
 const EXE: &str = env!("CARGO_BIN_EXE_vaquero");
 
@@ -26,6 +26,12 @@ async fn what_a_provider_cannot_is_refused_when_a_session_is_made() -> anyhow::R
         json!({ "type": "cloud", "provider": "with spaces" }),
         json!({ "type": "cloud", "image": 5 }),
         json!({ "type": "cloud", "image": "" }),
+        json!({ "type": "cloud", "warm_pool": { "size": 0 } }),
+        json!({ "type": "cloud", "warm_pool": { "size": 65 } }),
+        json!({ "type": "cloud", "warm_pool": { "max_age_seconds": 59 } }),
+        json!({ "type": "cloud", "warm_pool": { "max_age_seconds": 86_401 } }),
+        json!({ "type": "cloud", "warm_pool": { "age": 1 } }),
+        json!({ "type": "cloud", "warm_pool": 3 }),
     ] {
         let body = json!({ "name": format!("{config}"), "config": config });
         let refused = client.post("/v1/environments", body).await.err().context("refused")?;
@@ -53,6 +59,9 @@ async fn a_session_runs_in_sandboxes_of_a_program_of_ones_own() -> anyhow::Resul
     let session = server.client().session_in(plugin).await?;
     let said = server.client().sh(&session, "echo hello >file; echo $$ >/tmp/shell; id -u").await?;
     assert_eq!(said, "0\n");
+    let warm = json!({ "type": "cloud", "provider": "plugin", "warm_pool": {} });
+    let refused = server.client().session_in(warm).await.err().context("refused")?;
+    assert!(refused.to_string().contains("before they are wanted"), "{refused}");
     let setup = json!({ "type": "cloud", "provider": "plugin", "setup": ["true"] });
     let refused = server.client().session_in(setup).await.err().context("refused")?;
     assert!(refused.to_string().contains("not set up by the server"), "{refused}");
@@ -64,6 +73,83 @@ async fn a_session_runs_in_sandboxes_of_a_program_of_ones_own() -> anyhow::Resul
         server.client().sh(&session, "cat file; kill -0 $(cat /tmp/shell) && echo alive").await?;
     assert_eq!(said, "hello\nalive\n");
     server.client().delete(&format!("/v1/sessions/{session}")).await?;
+    assert_eq!(model.scripted.violations(), Vec::<String>::new());
+    Ok(())
+}
+
+/// What the server says of a pool, by the end of the metric's name.
+async fn metric(server: &Server, name: &str, labels: &[&str]) -> Option<String> {
+    let url = format!("{}/metrics", server.client().base);
+    let client = reqwest::Client::builder().no_proxy().build().ok()?;
+    let text = client.get(url).send().await.ok()?.text().await.ok()?;
+    let line = text.lines().find(|line| {
+        line.starts_with(&format!("vaquero_sandbox_{name}{{"))
+            && labels.iter().all(|label| line.contains(label))
+    })?;
+    line.rsplit_once(' ').map(|(_, value)| value.to_owned())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_environment_keeps_sandboxes_ready_for_its_sessions() -> anyhow::Result<()> {
+    let model = Model::start().await?;
+    let mut server = Server::new(EXE, &model.base)?;
+    server.set("VAQUERO_SANDBOX", "local");
+    server.start().await?;
+    let client = server.client();
+    let config = json!({
+        "type": "cloud",
+        "env": { "GREETING": "hello" },
+        "setup": ["echo begun >/workspace/begun"],
+        "sandboxes": [{ "name": "tests" }],
+        "warm_pool": { "size": 2 },
+    });
+    let made = client.post("/v1/environments", json!({ "name": "warm", "config": config })).await?;
+    assert_eq!(made["config"]["warm_pool"], json!({ "size": 2, "max_age_seconds": 3_600 }));
+    let id = made["id"].as_str().context("an id")?.to_owned();
+    let pools = [format!("pool=\"{id}\""), format!("pool=\"{id}-tests\"")];
+    let full = async |server: &Server, name: &str, wanted: &str| {
+        eventually("as it should be", async || {
+            for pool in &pools {
+                if metric(server, name, &[pool]).await.as_deref() != Some(wanted) {
+                    return None;
+                }
+            }
+            Some(())
+        })
+        .await
+    };
+    full(&server, "pool_ready", "2").await?;
+
+    let session = client.session_of(&id).await?;
+    let said = client.sh(&session, "echo $GREETING; ls").await?;
+    assert_eq!(said, "hello\nbegun\n");
+    let from_pool = [pools[0].as_str(), "from=\"pool\""];
+    assert_eq!(metric(&server, "claim_seconds_count", &from_pool).await.as_deref(), Some("1"));
+    full(&server, "pool_ready", "2").await?;
+
+    // A server that is gone leaves none behind, and the next one has its own.
+    server.kill().await?;
+    server.start().await?;
+    full(&server, "pool_ready", "2").await?;
+    let client = server.client();
+    assert_eq!(client.sh(&session, "ls; echo again").await?, "begun\nagain\n");
+
+    // What changes is made anew, and what is not wanted any more ends.
+    let path = format!("/v1/environments/{id}");
+    let config =
+        json!({ "type": "cloud", "env": { "GREETING": "hey" }, "warm_pool": { "size": 1 } });
+    let changed = client.post(&path, json!({ "config": config })).await?;
+    assert_eq!(changed["config"]["warm_pool"], json!({ "size": 1, "max_age_seconds": 3_600 }));
+    full(&server, "pool_size", "1").await?;
+    full(&server, "pool_ready", "1").await?;
+    let session = client.session_of(&id).await?;
+    assert_eq!(client.sh(&session, "echo $GREETING to you").await?, "hey to you\n");
+    client.post(&format!("{path}/archive"), json!({})).await?;
+    full(&server, "pool_size", "0").await?;
+    let files = std::fs::read_dir(server.data().join("data/workspaces"))?.flatten();
+    let spares: Vec<_> =
+        files.filter(|e| e.file_name().to_string_lossy().starts_with("spare-")).collect();
+    assert!(spares.len() <= 1, "but for the server's own: {spares:?}");
     assert_eq!(model.scripted.violations(), Vec::<String>::new());
     Ok(())
 }

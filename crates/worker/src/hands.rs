@@ -172,6 +172,7 @@ impl Hands {
             restored: false,
             image: None,
             provider: None,
+            pool: None,
         }
     }
 

@@ -6,6 +6,7 @@ pub mod crash;
 mod hands;
 mod kept;
 mod outbound;
+mod pools;
 mod reap;
 mod retention;
 mod run;

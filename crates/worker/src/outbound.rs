@@ -2,10 +2,10 @@
 //! the sandbox is made or found again.
 
 use crate::World;
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 use url::Url;
 use vaquero_sandbox::{
-    Networking as Networks, Outbound, Provision, Reach, SandboxError, SandboxSpec, Vaults,
+    Networking as Networks, Outbound, Provision, Reach, SandboxError, SandboxSpec, Vaults, WarmPool,
 };
 use vaquero_store::document::ENVIRONMENT;
 use vaquero_types::{
@@ -14,6 +14,7 @@ use vaquero_types::{
     credential::{Auth, CredentialNetworking},
     environment::{Config, Environment, Networking, allows},
     event::server::{self, EventBody},
+    sandbox::files_of,
 };
 use vaquero_vault::{headers, variables};
 
@@ -48,6 +49,11 @@ impl Origin {
             };
             spec.provider = provider.map(str::to_owned);
             spec.image = image.map(str::to_owned);
+            spec.pool = cloud.warm_pool.map(|pool| WarmPool {
+                name: files_of(self.environment.as_str(), &self.sandbox),
+                size: pool.size,
+                max_age: Duration::from_secs(pool.max_age_seconds.into()),
+            });
             if !cloud.packages.is_empty() || !cloud.setup.is_empty() {
                 spec.provision = Some(Arc::new(Provision {
                     workspace: self.workspace.clone(),
@@ -120,7 +126,7 @@ impl Origin {
     }
 
     /// Of its environment; none once that is deleted.
-    async fn config(&self, world: &World) -> Result<Option<Config>, SandboxError> {
+    pub(crate) async fn config(&self, world: &World) -> Result<Option<Config>, SandboxError> {
         let found = world
             .store
             .document(&self.workspace, ENVIRONMENT, self.environment.as_str())

@@ -3,6 +3,7 @@
 use crate::{
     World, crash,
     kept::Kept,
+    pools,
     reap::{Active, Reaper},
     retention::{self, Retention},
     sandboxes::Sandboxes,
@@ -79,6 +80,7 @@ impl Worker {
         };
         background.spawn(reaper.run(ended, stop.clone()));
         background.spawn(retention::run(self.world.clone(), self.config.retention, stop.clone()));
+        background.spawn(pools::run(self.world.clone(), self.config.sweep, stop.clone()));
         background.spawn(beat(self.world.clone(), self.config.clone(), stop.clone()));
         let slots = Arc::new(Semaphore::new(self.config.slots));
         let mut turns = JoinSet::new();

@@ -10,6 +10,7 @@ use crate::{
 use axum::{extract::State, response::Response};
 use std::sync::Arc;
 use vaquero_store::Expect;
+use vaquero_types::environment::Environment;
 
 pub(crate) async fn handler(
     State(app): State<App>,
@@ -22,15 +23,13 @@ pub(crate) async fn handler(
 
 async fn decide(app: App, posted: Arc<Posted>, ids: PathIds) -> Result<Outcome> {
     let workspace = &posted.caller.workspace;
-    let (document, mut environment) =
-        environments::find(&app, workspace, ids.get("environment_id")).await?;
-    if environment.archived_at.is_some() {
-        return Ok(Outcome::new(Vec::new(), environments::show(&environment)));
+    let (document, stored) = environments::find(&app, workspace, ids.get("environment_id")).await?;
+    if stored.archived_at.is_some() {
+        return Ok(Outcome::new(Vec::new(), environments::show(&stored)));
     }
     let now = app.now();
-    environment.archived_at = Some(now);
-    environment.updated_at = now;
+    let environment = Environment { archived_at: Some(now), updated_at: now, ..stored.clone() };
     let expect = Expect::Revision(document.revision);
-    let write = environments::write(workspace, &environment, expect);
-    Ok(Outcome::new(vec![write], environments::show(&environment)))
+    let writes = environments::writes(workspace, &environment, Some((&stored, expect)));
+    Ok(Outcome::new(writes, environments::show(&environment)))
 }

@@ -9,7 +9,6 @@ use crate::{
 };
 use axum::{extract::State, response::Response};
 use std::sync::Arc;
-use vaquero_store::Expect;
 use vaquero_types::{
     EnvironmentId,
     environment::{Environment, EnvironmentDraft, EnvironmentKind},
@@ -38,8 +37,8 @@ async fn decide(app: App, posted: Arc<Posted>, _ids: PathIds) -> Result<Outcome>
         updated_at: now,
         archived_at: None,
     };
-    let write = environments::write(&posted.caller.workspace, &environment, Expect::Absent);
-    let mut outcome = Outcome::new(vec![write], environments::show(&environment));
+    let writes = environments::writes(&posted.caller.workspace, &environment, None);
+    let mut outcome = Outcome::new(writes, environments::show(&environment));
     outcome.duplicate = Some(environments::name_taken(&environment.name));
     Ok(outcome)
 }

@@ -25,12 +25,15 @@ async fn decide(app: App, posted: Arc<Posted>, ids: PathIds) -> Result<Outcome> 
     let workspace = &posted.caller.workspace;
     let (document, environment) =
         environments::find(&app, workspace, ids.get("environment_id")).await?;
-    let write = Write::DeleteDocument {
+    let mut writes = vec![Write::DeleteDocument {
         workspace: workspace.clone(),
         kind: environments::KIND.to_owned(),
         id: document.id,
         expect: Expect::Revision(document.revision),
-    };
+    }];
+    if environments::is_kept_warm(&environment) {
+        writes.push(environments::keep_cold(&environment));
+    }
     let body = json!({ "id": environment.id, "type": "environment_deleted" });
-    Ok(Outcome::new(vec![write], body))
+    Ok(Outcome::new(writes, body))
 }

@@ -44,8 +44,8 @@ async fn decide(app: App, posted: Arc<Posted>, ids: PathIds) -> Result<Outcome> 
     }
     environment.updated_at = app.now();
     let expect = Expect::Revision(document.revision);
-    let write = environments::write(workspace, &environment, expect);
-    let mut outcome = Outcome::new(vec![write], environments::show(&environment));
+    let writes = environments::writes(workspace, &environment, Some((&stored, expect)));
+    let mut outcome = Outcome::new(writes, environments::show(&environment));
     outcome.duplicate = Some(environments::name_taken(&environment.name));
     Ok(outcome)
 }

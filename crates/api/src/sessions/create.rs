@@ -202,6 +202,12 @@ fn check_sandbox(
             }
         }
     }
+    if cloud.warm_pool.is_some() && !provider.keeps_ready {
+        return refuse(format!(
+            "environment_id: environment `{id}` has a warm pool, and sandboxes of `{}` cannot be made before they are wanted; take `config.warm_pool` away, or name another provider in its `config.provider`",
+            provider.name
+        ));
+    }
     let installs = !cloud.packages.is_empty() || !cloud.setup.is_empty();
     if installs && !provider.installs && provider.isolated {
         return refuse(format!(

@@ -13,7 +13,6 @@ use rustix::net::{SocketFlags, accept_with};
 
 use super::disk::Disks;
 use super::members::{Dying, Member};
-use super::spares::{self, Kind, Spares, is_spare};
 use super::start::Ready;
 use super::uids::{IdMapping, Ranges};
 use super::wire::{self, Answer, Ask, Question, Reply};
@@ -54,7 +53,6 @@ pub(crate) struct Office {
     members: BTreeMap<SandboxKey, Member>,
     dying: Vec<Dying>,
     waiting: Vec<Waiting>,
-    spares: Spares,
     /// When to end for want of a server.
     alone_until: Option<Duration>,
     quit_by: Option<Duration>,
@@ -74,7 +72,6 @@ impl Office {
             members: BTreeMap::new(),
             dying: Vec::new(),
             waiting: Vec::new(),
-            spares: Spares::default(),
             alone_until: Some(now() + FIRST_HELLO),
             quit_by: None,
             buffer: Vec::new(),
@@ -135,7 +132,7 @@ impl Office {
         self.connections.retain(|c| !c.gone);
         self.note_company();
         self.settle_waiting();
-        self.tend_spares();
+        self.tend_disks();
         Ok(())
     }
 
@@ -143,7 +140,6 @@ impl Office {
         let mut deadlines: Vec<Duration> = Vec::new();
         deadlines.extend(self.alone_until);
         deadlines.extend(self.quit_by);
-        deadlines.extend(self.spares.deadline());
         deadlines.extend(self.ready.disks.as_ref().and_then(Disks::deadline));
         deadlines.extend(self.members.values().filter_map(|m| Some(m.starting.as_ref()?.1)));
         if self.dying.iter().any(|d| d.pidfd.is_none()) {
@@ -232,18 +228,8 @@ impl Office {
                 self.connections[index].greeted = true;
                 self.options.linger = Duration::from_millis(*linger_ms);
             }
-            Ask::Create { limits, env, network, layer, spares: Some(wanted), .. }
-            | Ask::Ready { limits, env, network, layer, spares: wanted }
-                if self.options.isolated =>
-            {
-                let (limits, env, network) = (*limits, env.clone(), *network);
-                let kind = Kind { limits, env, network, layer: layer.clone() };
-                if !self.spares.want(*wanted, kind) {
-                    self.kill(is_spare);
-                }
-            }
             Ask::Create { .. }
-            | Ask::Ready { .. }
+            | Ask::Give { .. }
             | Ask::Quit {}
             | Ask::Attach { .. }
             | Ask::Stop { .. }
@@ -328,9 +314,6 @@ impl Office {
     fn fail(&mut self, key: &SandboxKey, trouble: &Trouble) {
         log(&format!("{key}: {}", trouble.what));
         self.kill(|k| k == key);
-        if is_spare(key) {
-            self.spares.forgo();
-        }
         let mut told = Vec::new();
         for (at, waiting) in self.waiting.iter().enumerate() {
             if matches!(&waiting.question.ask, Ask::Create { key: k, .. } if k == key) {
@@ -346,14 +329,7 @@ impl Office {
     }
 
     fn collect(&mut self) {
-        let workspaces = &self.options.workspaces;
-        self.dying.retain_mut(|dying| {
-            let gone = dying.collect();
-            if gone && is_spare(&dying.key) {
-                spares::remove(&workspaces.join(&dying.key.session));
-            }
-            !gone
-        });
+        self.dying.retain_mut(|dying| !dying.collect());
     }
 
     /// Starts to count down when the last server is gone, and stops when one is there.

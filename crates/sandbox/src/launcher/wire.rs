@@ -18,7 +18,7 @@ use crate::engine::Layer;
 use crate::seam::{Limits, LimitsBy, SandboxKey, Trust};
 
 /// Raised whenever a message other than `Hello` and `Quit` changes its meaning.
-pub(crate) const VERSION: u32 = 5;
+pub(crate) const VERSION: u32 = 6;
 
 /// No message is larger; the kernel's default socket buffers take it in one piece.
 pub(crate) const MAX_MESSAGE: usize = 64 << 10;
@@ -45,8 +45,7 @@ pub(crate) enum Ask {
     Hello { version: u32, linger_ms: u64 },
     /// End every sandbox, then yourself.
     Quit {},
-    /// Make this sandbox, or connect to it if this generation already lives. Keep some like it
-    /// ready for new sessions.
+    /// Make this sandbox, or connect to it if this generation already lives.
     Create {
         key: SandboxKey,
         generation: u64,
@@ -58,16 +57,9 @@ pub(crate) enum Ask {
         trust: Option<Trust>,
         /// What lies over its root.
         layer: Option<Layer>,
-        spares: Option<SparesWanted>,
     },
-    /// Have some like this ready for new sessions: one will be asked for soon.
-    Ready {
-        limits: Limits,
-        env: BTreeMap<String, String>,
-        network: bool,
-        layer: Option<Layer>,
-        spares: SparesWanted,
-    },
+    /// From now on the one sandbox is the other, whose session has nothing yet; its files go along.
+    Give { spare: SandboxKey, to: SandboxKey },
     /// Connect to it if this generation lives.
     Attach { key: SandboxKey, generation: u64 },
     /// End one sandbox; answered when it is gone.
@@ -76,13 +68,6 @@ pub(crate) enum Ask {
     StopSession { session: String },
     /// The sandboxes after that key, in order.
     List { after: Option<SandboxKey> },
-}
-
-/// How many spares to keep, and how long without a new sandbox.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-pub(crate) struct SparesWanted {
-    pub(crate) count: u32,
-    pub(crate) idle_ms: u64,
 }
 
 /// One answer.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Inner;
-use crate::engine::Engine;
+use crate::engine::{Engine, SPARE};
 use crate::seam::SandboxKey;
 
 /// Stops sandboxes that nobody has used for a while, also those that no session has asked for since
@@ -23,7 +23,9 @@ pub(super) async fn watch<E: Engine>(inner: Weak<Inner<E>>) {
         let Ok(living) = inner.engine.list().await else { continue };
         let mut idle = Vec::new();
         let mut seen = HashMap::new();
-        for (key, generation) in living {
+        // Whoever keeps spares looks after them.
+        let sessions = living.into_iter().filter(|(key, _)| !key.session.starts_with(SPARE));
+        for (key, generation) in sessions {
             let used = if let Some(sandbox) = inner.known(&key, generation) {
                 sandbox.connection.idle()
             } else {

@@ -58,6 +58,20 @@ impl<E: Engine> Inner<E> {
         Ok(self.lies_over().then_some(layer))
     }
 
+    /// The layer that a sandbox needs, if it needs none or it is there; none if it has to be made.
+    pub(super) async fn ready_layer(
+        self: &Arc<Self>,
+        spec: &SandboxSpec,
+    ) -> Result<Option<Option<Layer>>, SandboxError> {
+        if let Some(provision) = &spec.provision {
+            let name = self.name_of(provision, spec).await?;
+            if !self.engine.has_layer(&name).await {
+                return Ok(None);
+            }
+        }
+        self.layer(spec).await.map(Some)
+    }
+
     /// Begins to make the layer that a sandbox needs.
     pub(super) fn prepare(self: &Arc<Self>, spec: &SandboxSpec) {
         let (inner, spec) = (Arc::clone(self), spec.clone());
@@ -102,7 +116,8 @@ impl<E: Engine> Inner<E> {
         let (provision, spec) = (Arc::clone(provision), spec.clone());
         let task = self.shared.tasks.spawn(async move {
             let stopping = inner.stopping.clone();
-            let made = stopping.run_until_cancelled(inner.make(&called, &provision, &spec)).await;
+            let made =
+                stopping.run_until_cancelled(inner.install(&called, &provision, &spec)).await;
             let made =
                 made.unwrap_or_else(|| Err(SandboxError::gone("the server is shutting down")));
             if let Err(error) = &made {
@@ -120,7 +135,7 @@ impl<E: Engine> Inner<E> {
         known
     }
 
-    async fn make(
+    async fn install(
         self: &Arc<Self>,
         name: &str,
         provision: &Provision,

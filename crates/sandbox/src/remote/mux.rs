@@ -13,8 +13,13 @@ use yamux::{Config, Connection, Mode};
 pub(super) const HAND: u8 = b'h';
 pub(super) const CLIENT: u8 = b'p';
 pub(super) const PULSE: u8 = b'k';
-/// Streams at once: a sandbox's connections.
-const STREAMS: usize = 512;
+/// Connections of one kind that a relay carries at once. One more is hung up on.
+pub(super) const CARRIED_AT_ONCE: usize = 64;
+/// Streams at once: a machine's connections and as many again that the other end has not seen the end of. More end the whole line, and what the server can be made to hold is that many
+/// windows.
+const STREAMS: usize = 256;
+/// The window that every stream begins with.
+const WINDOW: usize = 256 << 10;
 
 /// One of many streams.
 pub(super) type Stream = tokio_util::compat::Compat<yamux::Stream>;
@@ -81,12 +86,6 @@ pub(super) async fn drive_server(
 fn config() -> Config {
     let mut config = Config::default();
     config.set_max_num_streams(STREAMS);
-    // What a machine may have the server keep for it.
-    config.set_max_connection_receive_window(Some(STREAMS * yamux_window()));
+    config.set_max_connection_receive_window(Some(STREAMS * WINDOW));
     config
-}
-
-/// The window that every stream begins with.
-const fn yamux_window() -> usize {
-    256 * 1024
 }

@@ -81,6 +81,11 @@ impl Records {
         }
     }
 
+    /// What was known of one sandbox is known of another, which has no record.
+    pub(super) fn rename(&self, from: &SandboxKey, to: &SandboxKey) -> Result<(), SandboxError> {
+        fs::rename(self.file(from), self.file(to)).map_err(failed)
+    }
+
     pub(super) fn all(&self) -> Vec<(SandboxKey, Record)> {
         let entries = fs::read_dir(&self.dir).into_iter().flatten().flatten();
         let names = entries.filter_map(|entry| entry.file_name().into_string().ok());

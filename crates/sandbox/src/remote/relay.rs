@@ -4,15 +4,16 @@
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixListener;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio_util::compat::TokioAsyncReadCompatExt;
 use tokio_util::task::TaskTracker;
 
-use super::mux::{self, CLIENT, HAND, Opener, PULSE};
+use super::mux::{self, CARRIED_AT_ONCE, CLIENT, HAND, Opener, PULSE};
 use super::text;
 use crate::container::{PROXY_SOCKET, SOCKET};
 
@@ -105,6 +106,7 @@ async fn carry(
     opener: &Opener,
     tasks: &TaskTracker,
 ) {
+    let places = Arc::new(Semaphore::new(CARRIED_AT_ONCE));
     loop {
         let Ok((mut here, _)) = listener.accept().await else {
             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -115,8 +117,10 @@ async fn carry(
         if who.map(|pid| pid.to_string()).as_deref() != Some(hand.trim()) {
             continue;
         }
+        let Ok(place) = Arc::clone(&places).try_acquire_owned() else { continue };
         let opener = opener.clone();
         tasks.spawn(async move {
+            let _place = place;
             let mut there = mux::open(&opener).await?;
             there.write_all(&[kind]).await?;
             tokio::io::copy_bidirectional(&mut here, &mut there).await

@@ -245,6 +245,7 @@ async fn read_back(server: &Server, session: &str) -> anyhow::Result<String> {
         restored: false,
         image: None,
         provider: None,
+        pool: None,
     };
     let sandbox = compute.attach(&key, &spec).await?.context("the sandbox is gone")?;
     let fence = vaquero_sandbox::Fence { epoch: far, generation: 1 };

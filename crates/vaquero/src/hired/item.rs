@@ -227,6 +227,7 @@ fn spec(hands: &Hands, epoch: u64) -> SandboxSpec {
         restored: false,
         image: None,
         provider: None,
+        pool: None,
     }
 }
 

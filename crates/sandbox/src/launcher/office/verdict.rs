@@ -1,18 +1,19 @@
 //! What becomes of a question: an answer now, or later when a sandbox has started or died.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 
 use super::Office;
+use crate::engine::Layer;
 use crate::launcher::layer::{layer_dir, session_of};
 use crate::launcher::members::{Member, Order};
 use crate::launcher::session::make_session_dirs;
-use crate::launcher::spares::{self, Kind, is_spare};
 use crate::launcher::uids::{IdMapping, range_of};
 use crate::launcher::wire::{self, Answer, Ask, Listed, PAGE, Question};
 use crate::launcher::{Trouble, limits_by, log, probe};
-use crate::seam::{SandboxKey, Trust, check_part};
+use crate::seam::{Limits, SandboxKey, Trust, check_part};
 
 impl Office {
     pub(super) fn decide(&mut self, question: &Question, begun: bool) -> Verdict {
@@ -33,13 +34,8 @@ impl Office {
             Ask::Create { .. } | Ask::Attach { .. } if self.quit_by.is_some() => {
                 Verdict::now(Answer::Absent { alive: None })
             }
-            Ask::Create { key, generation, limits, env, network, trust, layer, .. } => {
-                let (limits, env, network) = (*limits, env.clone(), *network);
-                let kind = Kind { limits, env, network, layer: layer.clone() };
-                let plain = trust.is_none();
-                if self.members.contains_key(key)
-                    || (plain && self.take_spare(key, *generation, &kind))
-                {
+            Ask::Create { key, generation, limits, env, network, trust, layer } => {
+                if self.members.contains_key(key) {
                     return self.connect(key, *generation);
                 }
                 if begun {
@@ -48,12 +44,25 @@ impl Office {
                         "see the launcher's log; the memory limit may be too low to start anything",
                     ));
                 }
-                match self.create(key, *generation, &kind, trust.as_ref()) {
+                let wanted = Wanted {
+                    key,
+                    generation: *generation,
+                    limits: *limits,
+                    env,
+                    network: *network,
+                    trust: trust.as_ref(),
+                    layer: layer.as_ref(),
+                };
+                match self.create(&wanted) {
                     Ok(()) => Verdict::Begun,
                     Err(trouble) => Verdict::failed(trouble),
                 }
             }
-            Ask::Ready { .. } => Verdict::now(Answer::Done {}),
+            Ask::Give { spare, to } => match self.give(spare, to) {
+                Ok(true) => Verdict::now(Answer::Done {}),
+                Ok(false) => Verdict::now(Answer::Absent { alive: None }),
+                Err(error) => Verdict::failed(Trouble::io("cannot give a sandbox away", &error)),
+            },
             Ask::Attach { key, generation } => self.connect(key, *generation),
             Ask::Stop { key } => {
                 self.kill(|k| k == key);
@@ -67,18 +76,11 @@ impl Office {
         }
     }
 
-    fn create(
-        &mut self,
-        key: &SandboxKey,
-        generation: u64,
-        kind: &Kind,
-        trust: Option<&Trust>,
-    ) -> Result<(), Trouble> {
+    fn create(&mut self, wanted: &Wanted<'_>) -> Result<(), Trouble> {
+        let Wanted { key, generation, limits, env, network, trust, layer } = *wanted;
         let bad = |e: crate::error::SandboxError| Trouble::new(e.to_string(), "use another id");
         check_part("session", &key.session).map_err(bad)?;
         check_part("name", &key.name).map_err(bad)?;
-        let Kind { limits, env, network, layer } = kind;
-        let (limits, network) = (*limits, *network);
         let layer = match layer {
             Some(layer) => {
                 check_part("layer", &layer.name).map_err(bad)?;
@@ -123,39 +125,27 @@ impl Office {
         Ok(())
     }
 
-    /// Gives a new session a spare of the kind it asks for, if one is ready.
-    fn take_spare(&mut self, key: &SandboxKey, generation: u64, kind: &Kind) -> bool {
+    /// False if there is none that has started.
+    fn give(&mut self, spare: &SandboxKey, to: &SandboxKey) -> io::Result<bool> {
+        let ready = |member: &Member| member.starting.is_none() && !member.has_ended();
+        if !self.members.get(spare).is_some_and(ready) || self.members.contains_key(to) {
+            return Ok(false);
+        }
         let workspaces = &self.options.workspaces;
-        if generation != spares::GENERATION || workspaces.join(&key.session).exists() {
-            return false;
+        // What is mounted in the sandbox stays mounted, whatever its directory is called.
+        fs::rename(workspaces.join(&spare.session), workspaces.join(&to.session))?;
+        if let Some(member) = self.members.remove(spare) {
+            self.members.insert(to.clone(), member);
         }
-        let Some(spare) = self.spares.find(kind, &self.members) else { return false };
-        if let Err(error) = spares::give(workspaces, &spare, &key.session) {
-            log(&format!("{spare} cannot be given to {key}: {error}"));
-            return false;
-        }
-        if let Some(member) = self.members.remove(&spare) {
-            self.members.insert(key.clone(), member);
-        }
-        true
+        Ok(true)
     }
 
-    pub(super) fn tend_spares(&mut self) {
-        if self.spares.idle() {
-            self.kill(is_spare);
-        }
-        if self.quit_by.is_some() {
-            return;
-        }
+    pub(super) fn tend_disks(&mut self) {
         let busy = !self.waiting.is_empty();
-        if let Some(disks) = &mut self.ready.disks {
+        if self.quit_by.is_none()
+            && let Some(disks) = &mut self.ready.disks
+        {
             disks.tend(busy);
-        }
-        let Some((key, kind)) = self.spares.next(busy, &self.members) else { return };
-        if let Err(trouble) = self.create(&key, spares::GENERATION, &kind, None) {
-            log(&format!("{key}: {}", trouble.what));
-            self.spares.forgo();
-            spares::remove(&self.options.workspaces.join(&key.session));
         }
     }
 
@@ -208,7 +198,7 @@ impl Office {
         let mut rest = self
             .members
             .iter()
-            .filter(|(key, _)| !is_spare(key) && after.is_none_or(|after| *key > after))
+            .filter(|(key, _)| after.is_none_or(|after| *key > after))
             .map(|(key, m)| Listed { key: key.clone(), generation: m.generation });
         let sandboxes = rest.by_ref().take(PAGE).collect();
         Answer::Listing { sandboxes, more: rest.next().is_some() }
@@ -221,6 +211,17 @@ impl Office {
             Verdict::now(Answer::Done {})
         }
     }
+}
+
+/// A sandbox that is to be made.
+struct Wanted<'a> {
+    key: &'a SandboxKey,
+    generation: u64,
+    limits: Limits,
+    env: &'a BTreeMap<String, String>,
+    network: bool,
+    trust: Option<&'a Trust>,
+    layer: Option<&'a Layer>,
 }
 
 /// What becomes of a question.
