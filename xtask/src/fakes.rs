@@ -1,7 +1,7 @@
 //! The fakes of those who offer machines: the Python that runs them, with the vendors' own SDKs, which they are held to.
 
 use crate::{
-    sdk::{has, install, python_environment},
+    sdk::{has, install, python_environment, python_is_here},
     tally::{Tally, closing},
 };
 use std::{path::PathBuf, process::Command};
@@ -22,11 +22,7 @@ pub(crate) fn python() -> anyhow::Result<Result<PathBuf, String>> {
             return Ok(Err(format!("{program} is missing and cannot be installed")));
         }
     }
-    let venv = || {
-        let mut command = Command::new("python3");
-        command.args(["-c", "import venv, ensurepip"]).output().is_ok_and(|it| it.status.success())
-    };
-    if !(venv() || (install(&["python3", "python3-venv"]) && venv())) {
+    if !python_is_here() {
         return Ok(Err("python3 with venv is missing and cannot be installed".to_owned()));
     }
     python_environment("fakes", &PACKAGES).map(Ok)

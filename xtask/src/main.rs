@@ -144,8 +144,15 @@ fn prove_fakes() -> anyhow::Result<bool> {
 }
 
 fn load() -> anyhow::Result<bool> {
+    let asked: Vec<String> = std::env::args().skip(2).collect();
+    let providers = asked.iter().any(|word| word == "providers");
     let packages = ["--package", "vaquero", "--package", "vaquero-testkit"];
-    let built = cargo(&["build", "--release"]).args(packages).status()?;
+    let mut build = cargo(&["build", "--release"]);
+    build.args(packages);
+    if providers {
+        build.args(["--features", &format!("vaquero/{FEATURES}")]);
+    }
+    let built = build.status()?;
     if !built.success() {
         bail!("the release build fails");
     }
@@ -153,7 +160,6 @@ fn load() -> anyhow::Result<bool> {
     let arguments = std::env::args().skip(2);
     let server = target().join("release/vaquero");
     let mut load = Command::new(program);
-    let asked: Vec<String> = std::env::args().skip(2).collect();
     let named = asked.iter().any(|word| !word.starts_with('-'));
     // The measurements of several servers need a database; the others do not wait for one.
     let postgres = if !named || asked.iter().any(|word| word == "nodes") {
@@ -163,6 +169,16 @@ fn load() -> anyhow::Result<bool> {
     };
     if let Some(postgres) = &postgres {
         postgres.announce(&mut load);
+    }
+    let docker = if providers { Some(Docker::start()?) } else { None };
+    if providers {
+        match docker.as_ref() {
+            Some(Ok(docker)) => docker.announce(&mut load),
+            Some(Err(why)) => show(&format!("no Docker engine: {why}\n")),
+            None => {}
+        }
+        fakes::announce(&mut load, &fakes::python()?);
+        sdk::announce(&mut load)?;
     }
     load.arg("--exe").arg(server).args(arguments).current_dir(root());
     Ok(load.status()?.success())

@@ -254,15 +254,7 @@ pub(crate) fn python_environment(name: &str, packages: &[&str]) -> anyhow::Resul
 }
 
 fn python(tally: &mut Tally, target: &Target) -> anyhow::Result<()> {
-    let usable = || {
-        Command::new("python3")
-            .args(["-c", "import venv, ensurepip"])
-            .stderr(Stdio::null())
-            .status()
-            .is_ok_and(|status| status.success())
-    };
-    let ready = usable() || (install(&["python3", "python3-venv"]) && usable());
-    if !ready {
+    if !python_is_here() {
         tally.leave_out("the Python SDK suites: python3 with venv is missing and cannot be installed without root".to_owned());
         return Ok(());
     }
@@ -292,22 +284,13 @@ fn python(tally: &mut Tally, target: &Target) -> anyhow::Result<()> {
 }
 
 fn typescript(tally: &mut Tally, target: &Target) -> anyhow::Result<()> {
-    let usable = || has("node") && has("npm");
-    let ready = usable() || (install(&["nodejs", "npm"]) && usable());
-    if !ready {
+    if !node_is_here() {
         tally.leave_out("the TypeScript SDK suites: node and npm are missing and cannot be installed without root".to_owned());
         return Ok(());
     }
     for (name, package) in TYPESCRIPT {
-        let place = crate::target().join("sdk").join(format!("ts-{name}"));
-        fs::create_dir_all(&place)?;
-        if !place.join("package.json").exists() {
-            fs::write(place.join("package.json"), "{ \"private\": true, \"type\": \"module\" }\n")?;
-        }
+        let place = node_packages(name, package)?;
         copy_suite(&crate::root().join("tests/sdk/ts"), &place)?;
-        let mut npm = Command::new("npm");
-        npm.args(["install", "--silent", "--no-audit", "--no-fund", package]).current_dir(&place);
-        succeed(&mut npm, "npm install")?;
         let mut node = Command::new("node");
         node.args(["--test", "--test-reporter=tap", "suite.test.mjs"]).current_dir(&place);
         node.env("VAQUERO_TEST_GENERATION", name);
@@ -320,6 +303,46 @@ fn typescript(tally: &mut Tally, target: &Target) -> anyhow::Result<()> {
         })?;
     }
     Ok(())
+}
+
+/// A directory where programs find this package.
+fn node_packages(name: &str, package: &str) -> anyhow::Result<PathBuf> {
+    let place = crate::target().join("sdk").join(format!("ts-{name}"));
+    fs::create_dir_all(&place)?;
+    if !place.join("package.json").exists() {
+        fs::write(place.join("package.json"), "{ \"private\": true, \"type\": \"module\" }\n")?;
+    }
+    let mut npm = Command::new("npm");
+    npm.args(["install", "--silent", "--no-audit", "--no-fund", package]).current_dir(&place);
+    succeed(&mut npm, "npm install")?;
+    Ok(place)
+}
+
+/// Tells a program where the newest SDKs are, as far as they are to be had.
+pub(crate) fn announce(command: &mut Command) -> anyhow::Result<()> {
+    if python_is_here() {
+        let (name, package) = PYTHON[0];
+        command.env("VAQUERO_TEST_PYTHON", python_environment(name, &[package])?);
+    }
+    if node_is_here() {
+        let (name, package) = TYPESCRIPT[0];
+        command.env("VAQUERO_TEST_TYPESCRIPT", node_packages(name, package)?);
+    }
+    Ok(())
+}
+
+fn node_is_here() -> bool {
+    let usable = || has("node") && has("npm");
+    usable() || (install(&["nodejs", "npm"]) && usable())
+}
+
+/// With what virtual environments are made of.
+pub(crate) fn python_is_here() -> bool {
+    let usable = || {
+        let mut command = Command::new("python3");
+        command.args(["-c", "import venv, ensurepip"]).output().is_ok_and(|it| it.status.success())
+    };
+    usable() || (install(&["python3", "python3-venv"]) && usable())
 }
 
 fn copy_suite(from: &Path, to: &Path) -> anyhow::Result<()> {

@@ -318,7 +318,14 @@ impl<R: AsyncRead + Send + Unpin> Reader<R> {
     async fn frame(&mut self) -> Result<(), End> {
         let length = self.read.read_u32().await.map_err(|_| gone())?;
         let length = usize::try_from(length).unwrap_or(usize::MAX);
-        let most = locked(&self.state).expected.values().map(|e| e.most).max();
+        let most = {
+            let state = locked(&self.state);
+            if state.end.is_some() {
+                // It answers somebody who has just let go of it.
+                return Err(gone());
+            }
+            state.expected.values().map(|expected| expected.most).max()
+        };
         match most {
             None => return Err(End::Broken("it speaks without being asked".to_owned())),
             Some(most) if length > most => {

@@ -1,7 +1,9 @@
 //! The fakes of those who offer machines: `tests/fakes`, each held to its vendor's own SDK there.
 
+use crate::Server;
 use std::{
-    io::{BufRead, BufReader},
+    fs,
+    io::{self, BufRead, BufReader},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
@@ -11,6 +13,7 @@ use std::{
 pub struct Fake {
     /// Where it listens.
     pub base: String,
+    name: String,
     child: Child,
 }
 
@@ -38,7 +41,35 @@ impl Fake {
         BufReader::new(output).read_line(&mut line).expect("it says where it listens");
         let base = line.trim().rsplit(' ').next().unwrap_or_default().to_owned();
         assert!(base.starts_with("http"), "the fake says `{line}`");
-        Some(Self { base, child })
+        Some(Self { base, name: name.to_owned(), child })
+    }
+
+    /// Tells a server, which is not started yet, that this is the service.
+    pub fn equip(&self, server: &mut Server) -> io::Result<()> {
+        let api = format!("{}/api", self.base);
+        let settings: &[(&str, &str)] = match self.name.as_str() {
+            "kubernetes" => {
+                let kubeconfig = server.data().join("kubeconfig");
+                fs::write(&kubeconfig, self.kubeconfig())?;
+                server.set("KUBECONFIG", &kubeconfig.display().to_string());
+                &[]
+            }
+            "e2b" => &[
+                ("E2B_API_KEY", "e2b_test"),
+                ("E2B_API_URL", &self.base),
+                ("E2B_SANDBOX_URL", &self.base),
+            ],
+            "daytona" => &[("DAYTONA_API_KEY", "dtn_test"), ("DAYTONA_API_URL", &api)],
+            _ => &[
+                ("MODAL_TOKEN_ID", "ak-test"),
+                ("MODAL_TOKEN_SECRET", "as-test"),
+                ("MODAL_SERVER_URL", &self.base),
+            ],
+        };
+        for (setting, value) in settings {
+            server.set(&format!("VAQUERO_{setting}"), value);
+        }
+        Ok(())
     }
 
     /// How Kubernetes' clients find the fake of a cluster.

@@ -30,29 +30,7 @@ async fn rig(names: &[&'static str]) -> anyhow::Result<Option<Rig>> {
     let mut fakes = Vec::new();
     for name in names {
         let Some(fake) = Fake::start(name) else { return Ok(None) };
-        let api = format!("{}/api", fake.base);
-        if *name == "kubernetes" {
-            let kubeconfig = server.data().join("kubeconfig");
-            fs::write(&kubeconfig, fake.kubeconfig())?;
-            server.set("KUBECONFIG", &kubeconfig.display().to_string());
-        }
-        let settings: &[(&str, &str)] = match *name {
-            "kubernetes" => &[],
-            "e2b" => &[
-                ("E2B_API_KEY", "e2b_test"),
-                ("E2B_API_URL", &fake.base),
-                ("E2B_SANDBOX_URL", &fake.base),
-            ],
-            "daytona" => &[("DAYTONA_API_KEY", "dtn_test"), ("DAYTONA_API_URL", &api)],
-            _ => &[
-                ("MODAL_TOKEN_ID", "ak-test"),
-                ("MODAL_TOKEN_SECRET", "as-test"),
-                ("MODAL_SERVER_URL", &fake.base),
-            ],
-        };
-        for (setting, value) in settings {
-            server.set(&format!("VAQUERO_{setting}"), value);
-        }
+        fake.equip(&mut server)?;
         fakes.push((*name, fake));
     }
     Ok(Some(Rig { server, model, fakes }))

@@ -328,6 +328,7 @@ impl<E: Engine> Inner<E> {
             drop(spare.line);
             self.end_spare(&spare.key).await;
         }
+        self.report();
         let missing = self.pool.missing(&wanted);
         if !missing.is_empty() {
             self.pool.quiet().await;
@@ -335,7 +336,6 @@ impl<E: Engine> Inner<E> {
             // There may be more to make, or others by now.
             self.pool.stirred.notify_one();
         }
-        self.report();
     }
 
     fn report(&self) {

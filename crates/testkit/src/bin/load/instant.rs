@@ -1,4 +1,4 @@
-//! A model that answers at once, so that only the server is measured. The last mark in the request decides: `#tool` asks a custom tool, `#hold`
+//! A model that answers at once, so that only the server is measured. The last mark in the request decides: `#tool` asks a custom tool, `#bash` a command that answers with another mark, `#hold`
 //! never answers, anything else gets a word. It reports when each request arrived.
 
 use axum::{
@@ -19,6 +19,9 @@ use std::{
 };
 use tokio::{net::TcpListener, sync::mpsc};
 
+const RUN: &str = r#"{"type":"tool_use","id":"toolu_ID","name":"bash","input":{}}"#;
+const RUN_DELTA: &str =
+    r#"{"type":"input_json_delta","partial_json":"{\"command\":\"echo '#done'\"}"}"#;
 const WORD: &str = r#"{"type":"text","text":""}"#;
 const WORD_DELTA: &str = r#"{"type":"text_delta","text":"ok"}"#;
 const ASK: &str = r#"{"type":"tool_use","id":"toolu_ID","name":"ask","input":{}}"#;
@@ -61,6 +64,8 @@ async fn answer(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
     }
     let (block, delta, reason) = if mark.starts_with(b"#tool") {
         (ASK.replace("ID", &id.to_string()), ASK_DELTA, "tool_use")
+    } else if mark.starts_with(b"#bash") {
+        (RUN.replace("ID", &id.to_string()), RUN_DELTA, "tool_use")
     } else {
         (WORD.to_owned(), WORD_DELTA, "end_turn")
     };

@@ -15,6 +15,7 @@ mod machine;
 mod memory;
 mod nodes;
 mod others;
+mod providers;
 mod recovery;
 mod sandbox;
 mod sessions;
@@ -35,7 +36,7 @@ struct Args {
     #[arg(long)]
     quick: bool,
     /// Only these measurements.
-    #[arg(value_parser = ["first-request", "sandbox", "turns", "fanout", "memory", "recovery", "egress", "nodes"])]
+    #[arg(value_parser = ["first-request", "sandbox", "turns", "fanout", "memory", "recovery", "egress", "nodes", "providers"])]
     only: Vec<String>,
 }
 
@@ -82,6 +83,10 @@ async fn main() -> anyhow::Result<()> {
     }
     if wanted("egress") {
         egress::measure(&args).await?;
+    }
+    // These need an engine, SDKs and fakes.
+    if args.only.iter().any(|one| one == "providers") {
+        providers::measure(&args).await?;
     }
     if wanted("nodes") && std::env::var_os("VAQUERO_TEST_POSTGRES").is_some() {
         nodes::measure(&args).await?;
