@@ -59,6 +59,7 @@ def test_they_are_listed_by_what_they_are_for(app):
     made = [modal.Sandbox.create(app=app, image=image, timeout=60, tags={"list": "me"}) for _ in range(5)]
     assert {it.object_id for it in modal.Sandbox.list(app_id=app.app_id, tags={"list": "me"})} == {it.object_id for it in made}
     for it in made:
+        assert it.poll() is None
         it.terminate()
         assert it.poll() is not None
     assert not list(modal.Sandbox.list(app_id=app.app_id, tags={"list": "me"}))

@@ -20,7 +20,7 @@ use crate::messages::{
     ImageGetOrCreateRequest, ImageGetOrCreateResponse, ImageJoinStreamingRequest,
     ImageJoinStreamingResponse, NetworkAccess, Nothing, Resources, SUCCESS, Sandbox,
     SandboxCreateRequest, SandboxGetTaskIdResponse, SandboxId, SandboxInfo, SandboxListRequest,
-    SandboxListResponse, SandboxTag,
+    SandboxListResponse, SandboxTag, SandboxWaitRequest, SandboxWaitResponse,
 };
 use crate::rpc::{Rpc, ascii, failed};
 
@@ -221,6 +221,20 @@ impl Control {
             all.extend(page.sandboxes);
         }
         Ok(all.into_iter().map(|it| Machine { id: it.id, runs: true }).collect())
+    }
+
+    /// One of them, if it runs.
+    pub(crate) async fn find(&self, id: &str) -> Result<Option<Machine>, SandboxError> {
+        let request = SandboxWaitRequest { sandbox_id: id.to_owned(), timeout: 0.0 };
+        let asked: Result<SandboxWaitResponse, _> =
+            self.trusted().await?.call(method!("SandboxWaitV2"), request).await;
+        match asked {
+            Ok(found) if found.result.as_ref().is_none_or(|result| result.status == 0) => {
+                Ok(Some(Machine { id: id.to_owned(), runs: true }))
+            }
+            Ok(_) | Err(SandboxError::Gone { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     pub(crate) async fn terminate(&self, id: &str) -> Result<(), SandboxError> {

@@ -92,6 +92,10 @@ impl Machines for Modal {
         self.control.list(owner).await
     }
 
+    async fn find(&self, _owner: &str, id: &str) -> Result<Option<Machine>, SandboxError> {
+        self.control.find(id).await
+    }
+
     async fn create(&self, wanted: &Wanted<'_>) -> Result<String, SandboxError> {
         self.control.create(wanted).await
     }

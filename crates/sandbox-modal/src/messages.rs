@@ -86,6 +86,23 @@ pub(crate) struct ImageJoinStreamingResponse {
     pub(crate) entry_id: String,
 }
 
+/// Asks what has become of a sandbox.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct SandboxWaitRequest {
+    #[prost(string, tag = "1")]
+    pub(crate) sandbox_id: String,
+    /// In seconds.
+    #[prost(float, tag = "2")]
+    pub(crate) timeout: f32,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct SandboxWaitResponse {
+    /// Its status is 0 as long as it runs.
+    #[prost(message, optional, tag = "1")]
+    pub(crate) result: Option<GenericResult>,
+}
+
 /// Names an image by its id.
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct ImageDeleteRequest {

@@ -5,7 +5,7 @@ use crate::{
     uplink::Egress,
 };
 use anyhow::Context;
-use std::{sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 use vaquero_api::{Provider, Sandboxes};
 use vaquero_sandbox::{
     ComputeProvider, LimitsMode, LocalConfig, LocalProvider, Providers, UnsafeHost, Uplink,
@@ -20,7 +20,7 @@ pub(crate) async fn compute(
     let egress: Arc<dyn Uplink> = Arc::new(egress);
     let mut providers = Vec::new();
     for choice in config.sandboxes() {
-        let provider = provider(config, choice, Arc::clone(&egress)).await;
+        let provider = provider(config, choice, Some(Arc::clone(&egress))).await;
         providers.push(provider.with_context(|| format!("--sandbox {}", choice.name()))?);
     }
     let default = providers.remove(0);
@@ -28,10 +28,21 @@ pub(crate) async fn compute(
     Ok(Arc::new(Providers::new(default, providers, config.allowed_images())))
 }
 
+/// Proves that a provider makes sandboxes here, in a place of its own: nothing of a server's is touched, and nothing stays.
+pub(crate) async fn try_out(config: &Config, choice: SandboxChoice) -> anyhow::Result<()> {
+    let beside = config.data_dir.parent().filter(|parent| parent.is_dir());
+    let place = beside.map_or_else(std::env::temp_dir, Path::to_owned);
+    let place = tempfile::Builder::new().prefix(".vaquero-doctor-").tempdir_in(place)?;
+    let config = Config { data_dir: place.path().to_owned(), ..config.clone() };
+    // It is open once its first sandbox has shown that the walls stand.
+    provider(&config, choice, None).await?.shutdown(false).await;
+    Ok(())
+}
+
 async fn provider(
     config: &Config,
     choice: SandboxChoice,
-    egress: Arc<dyn Uplink>,
+    egress: Option<Arc<dyn Uplink>>,
 ) -> anyhow::Result<Arc<dyn ComputeProvider>> {
     let mut local = LocalConfig::new(&config.data_dir);
     local.idle_stop = Duration::from_secs(config.sandbox_idle_seconds);
@@ -42,7 +53,7 @@ async fn provider(
         LimitsChoice::Degraded => LimitsMode::Degraded,
     };
     match choice {
-        SandboxChoice::Local => Ok(Arc::new(LocalProvider::start(local, Some(egress)).await?)),
+        SandboxChoice::Local => Ok(Arc::new(LocalProvider::start(local, egress).await?)),
         SandboxChoice::Docker => docker(config, None, egress).await,
         SandboxChoice::Gvisor => docker(config, Some(config.gvisor_runtime.clone()), egress).await,
         SandboxChoice::Plugin => {
@@ -51,7 +62,7 @@ async fn provider(
             let mut plugin = PluginConfig::new(&config.data_dir, command);
             plugin.degraded = config.sandbox_limits == LimitsChoice::Degraded;
             plugin.idle_stop = Duration::from_secs(config.sandbox_idle_seconds);
-            Ok(Arc::new(vaquero_sandbox_plugin::start(plugin, Some(egress)).await?))
+            Ok(Arc::new(vaquero_sandbox_plugin::start(plugin, egress).await?))
         }
         SandboxChoice::E2b => e2b(config, egress).await,
         SandboxChoice::Modal => modal(config, egress).await,
@@ -74,7 +85,7 @@ async fn provider(
 async fn docker(
     config: &Config,
     runtime: Option<String>,
-    egress: Arc<dyn Uplink>,
+    egress: Option<Arc<dyn Uplink>>,
 ) -> anyhow::Result<Arc<dyn ComputeProvider>> {
     let mut docker =
         vaquero_sandbox_docker::DockerConfig::new(&config.data_dir, &config.docker_image);
@@ -85,7 +96,7 @@ async fn docker(
     docker.degraded = config.sandbox_limits == LimitsChoice::Degraded;
     docker.idle_stop = Duration::from_secs(config.sandbox_idle_seconds);
     docker.spares = config.sandbox_spares;
-    Ok(Arc::new(vaquero_sandbox_docker::start(docker, Some(egress)).await?))
+    Ok(Arc::new(vaquero_sandbox_docker::start(docker, egress).await?))
 }
 
 /// What the providers of machines elsewhere have in common.
@@ -104,7 +115,10 @@ fn or_variable(setting: Option<&String>, variable: &str) -> Option<String> {
 }
 
 #[cfg(feature = "e2b")]
-async fn e2b(config: &Config, egress: Arc<dyn Uplink>) -> anyhow::Result<Arc<dyn ComputeProvider>> {
+async fn e2b(
+    config: &Config,
+    egress: Option<Arc<dyn Uplink>>,
+) -> anyhow::Result<Arc<dyn ComputeProvider>> {
     let key = or_variable(config.e2b_api_key.as_ref(), "E2B_API_KEY");
     let key = key.context("E2B's key is missing: set VAQUERO_E2B_API_KEY or E2B_API_KEY")?;
     let mut e2b = vaquero_sandbox_e2b::E2bConfig::new(key);
@@ -115,13 +129,13 @@ async fn e2b(config: &Config, egress: Arc<dyn Uplink>) -> anyhow::Result<Arc<dyn
     e2b.api_url = or_variable(config.e2b_api_url.as_ref(), "E2B_API_URL").unwrap_or(e2b.api_url);
     e2b.sandbox_url = or_variable(config.e2b_sandbox_url.as_ref(), "E2B_SANDBOX_URL");
     e2b.template.clone_from(&config.e2b_template);
-    Ok(Arc::new(vaquero_sandbox_e2b::start(e2b, remote(config), Some(egress)).await?))
+    Ok(Arc::new(vaquero_sandbox_e2b::start(e2b, remote(config), egress).await?))
 }
 
 #[cfg(feature = "modal")]
 async fn modal(
     config: &Config,
-    egress: Arc<dyn Uplink>,
+    egress: Option<Arc<dyn Uplink>>,
 ) -> anyhow::Result<Arc<dyn ComputeProvider>> {
     let missing = "Modal's token is missing: set VAQUERO_MODAL_TOKEN_ID and VAQUERO_MODAL_TOKEN_SECRET, or MODAL_TOKEN_ID and MODAL_TOKEN_SECRET";
     let id = or_variable(config.modal_token_id.as_ref(), "MODAL_TOKEN_ID").context(missing)?;
@@ -132,13 +146,13 @@ async fn modal(
     let environment = or_variable(config.modal_environment.as_ref(), "MODAL_ENVIRONMENT");
     modal.environment = environment.unwrap_or_default();
     modal.image.clone_from(&config.modal_image);
-    Ok(Arc::new(vaquero_sandbox_modal::start(modal, remote(config), Some(egress)).await?))
+    Ok(Arc::new(vaquero_sandbox_modal::start(modal, remote(config), egress).await?))
 }
 
 #[cfg(feature = "daytona")]
 async fn daytona(
     config: &Config,
-    egress: Arc<dyn Uplink>,
+    egress: Option<Arc<dyn Uplink>>,
 ) -> anyhow::Result<Arc<dyn ComputeProvider>> {
     let key = or_variable(config.daytona_api_key.as_ref(), "DAYTONA_API_KEY");
     let key =
@@ -148,13 +162,13 @@ async fn daytona(
     daytona.api_url = url.unwrap_or(daytona.api_url);
     daytona.target = or_variable(config.daytona_target.as_ref(), "DAYTONA_TARGET");
     daytona.snapshot = config.daytona_snapshot.clone().unwrap_or_default();
-    Ok(Arc::new(vaquero_sandbox_daytona::start(daytona, remote(config), Some(egress)).await?))
+    Ok(Arc::new(vaquero_sandbox_daytona::start(daytona, remote(config), egress).await?))
 }
 
 #[cfg(feature = "kubernetes")]
 async fn kubernetes(
     config: &Config,
-    egress: Arc<dyn Uplink>,
+    egress: Option<Arc<dyn Uplink>>,
 ) -> anyhow::Result<Arc<dyn ComputeProvider>> {
     let kubernetes = vaquero_sandbox_kubernetes::KubernetesConfig {
         kubeconfig: None,
@@ -163,7 +177,7 @@ async fn kubernetes(
         image: config.kubernetes_image.clone(),
         runtime_class: config.kubernetes_runtime_class.clone(),
     };
-    let started = vaquero_sandbox_kubernetes::start(kubernetes, remote(config), Some(egress));
+    let started = vaquero_sandbox_kubernetes::start(kubernetes, remote(config), egress);
     Ok(Arc::new(started.await?))
 }
 
@@ -181,11 +195,11 @@ macro_rules! left_out {
     };
 }
 
-left_out!("docker", &Config, Option<String>, Arc<dyn Uplink> => docker);
-left_out!("e2b", &Config, Arc<dyn Uplink> => e2b);
-left_out!("modal", &Config, Arc<dyn Uplink> => modal);
-left_out!("daytona", &Config, Arc<dyn Uplink> => daytona);
-left_out!("kubernetes", &Config, Arc<dyn Uplink> => kubernetes);
+left_out!("docker", &Config, Option<String>, Option<Arc<dyn Uplink>> => docker);
+left_out!("e2b", &Config, Option<Arc<dyn Uplink>> => e2b);
+left_out!("modal", &Config, Option<Arc<dyn Uplink>> => modal);
+left_out!("daytona", &Config, Option<Arc<dyn Uplink>> => daytona);
+left_out!("kubernetes", &Config, Option<Arc<dyn Uplink>> => kubernetes);
 
 /// What sessions can ask of them, the default first.
 pub(crate) fn offers(config: &Config) -> Sandboxes {

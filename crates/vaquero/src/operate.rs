@@ -16,12 +16,13 @@ use vaquero_api::{
     portable::{self, Counts},
     stop_all,
 };
-use vaquero_sandbox::{ComputeProvider, SandboxKey};
+use vaquero_sandbox::SandboxKey;
 use vaquero_store::sandboxes;
 use vaquero_types::{
     Clock, EnvironmentId, IdGen, RandomIds, SessionId,
     sandbox::{SandboxRecord, SandboxState},
 };
+use vaquero_worker::World;
 
 /// What a command asks.
 #[derive(Debug, Serialize, Deserialize)]
@@ -67,8 +68,21 @@ pub(crate) enum Ask {
         /// Also those that have ended.
         all: bool,
     },
+    /// Pause a sandbox of this server.
+    SandboxPause {
+        /// Its session.
+        session: String,
+        /// Its name.
+        name: String,
+    },
+    /// Have it go on.
+    SandboxResume {
+        /// Its session.
+        session: String,
+        /// Its name.
+        name: String,
+    },
     /// End a sandbox of this server.
-    SandboxPause { session: String, name: String },
     SandboxStop {
         /// Its session.
         session: String,
@@ -99,7 +113,7 @@ pub(crate) enum Told {
     /// What is on record of sandboxes.
     Sandboxes(Vec<SandboxRecord>),
     /// Whether such a sandbox lived here.
-    Ended(bool),
+    Lived(bool),
     /// What went out or came in.
     Moved(Counts),
     /// How many credentials were sealed anew.
@@ -119,8 +133,8 @@ pub(crate) struct Operator {
     vault: VaultKeys,
     /// The server's own application, if one is running on this store.
     app: Option<App>,
-    /// What makes its sandboxes.
-    compute: Option<Arc<dyn ComputeProvider>>,
+    /// What its brains work with.
+    world: Option<World>,
 }
 
 impl Operator {
@@ -128,7 +142,7 @@ impl Operator {
     pub(crate) fn alone(opened: Opened, vault: VaultKeys) -> Self {
         let clock = opened.clock();
         let (opened, ids) = (Arc::new(opened), Arc::new(RandomIds));
-        Self { opened, clock, ids, vault, app: None, compute: None }
+        Self { opened, clock, ids, vault, app: None, world: None }
     }
 
     /// For the server that has it open.
@@ -138,9 +152,9 @@ impl Operator {
         ids: Arc<dyn IdGen>,
         vault: VaultKeys,
         app: App,
-        compute: Arc<dyn ComputeProvider>,
+        world: World,
     ) -> Self {
-        Self { opened, clock, ids, vault, app: Some(app), compute: Some(compute) }
+        Self { opened, clock, ids, vault, app: Some(app), world: Some(world) }
     }
 
     /// Closes the store.
@@ -150,7 +164,7 @@ impl Operator {
 
     /// Ends a sandbox that lives here; false if it does not.
     async fn end_sandbox(&self, key: SandboxKey) -> anyhow::Result<bool> {
-        let compute = self.compute.as_ref().context("no server is running here")?;
+        let compute = &self.world()?.compute;
         if !compute.living().await?.iter().any(|(living, _)| *living == key) {
             return Ok(false);
         }
@@ -168,21 +182,40 @@ impl Operator {
 
     /// Pauses a sandbox that lives here; false if it does not.
     async fn pause_sandbox(&self, key: SandboxKey) -> anyhow::Result<bool> {
-        let compute = self.compute.as_ref().context("no server is running here")?;
+        let compute = &self.world()?.compute;
         if !compute.living().await?.iter().any(|(living, _)| *living == key) {
             return Ok(false);
         }
         compute.pause(&key).await?;
+        self.note(&key, SandboxState::Paused).await?;
+        Ok(true)
+    }
+
+    /// Has a sandbox go on that lives here; false if it does not.
+    async fn resume_sandbox(&self, key: SandboxKey) -> anyhow::Result<bool> {
+        let lives = vaquero_worker::resume(self.world()?, &key).await?;
+        if lives {
+            self.note(&key, SandboxState::Running).await?;
+        }
+        Ok(lives)
+    }
+
+    /// Puts the state of a sandbox on record.
+    async fn note(&self, key: &SandboxKey, state: SandboxState) -> anyhow::Result<()> {
         let (store, now) = (self.opened.store(), self.clock.now());
         let (session, name) = key.owner();
         let session = SessionId::from_wire(session);
         for mut record in sandboxes::list(store.as_ref(), Some(&session), false).await? {
             if record.name == name {
-                (record.state, record.updated_at) = (SandboxState::Paused, now);
+                (record.state, record.updated_at) = (state, now);
                 sandboxes::put(store.as_ref(), &record, now).await?;
             }
         }
-        Ok(true)
+        Ok(())
+    }
+
+    fn world(&self) -> anyhow::Result<&World> {
+        self.world.as_ref().context("no server is running here")
     }
 
     pub(crate) async fn perform(&self, ask: Ask) -> anyhow::Result<Told> {
@@ -215,10 +248,13 @@ impl Operator {
                 Told::Sandboxes(records.map(|record| record.shown(now)).collect())
             }
             Ask::SandboxPause { session, name } => {
-                Told::Ended(self.pause_sandbox(SandboxKey::of(&session, &name)).await?)
+                Told::Lived(self.pause_sandbox(SandboxKey::of(&session, &name)).await?)
+            }
+            Ask::SandboxResume { session, name } => {
+                Told::Lived(self.resume_sandbox(SandboxKey::of(&session, &name)).await?)
             }
             Ask::SandboxStop { session, name } => {
-                Told::Ended(self.end_sandbox(SandboxKey::of(&session, &name)).await?)
+                Told::Lived(self.end_sandbox(SandboxKey::of(&session, &name)).await?)
             }
             Ask::Export { workspace, session, to } => {
                 let workspace = keys::workspace(&workspace)?;

@@ -148,15 +148,6 @@ impl Server {
         let mut worker = JoinSet::new();
         if let Some(compute) = &compute {
             let checkpoints = checkpoints(config, &shared, &clock, &node)?;
-            let operator = Operator::of_server(
-                Arc::clone(&store),
-                Arc::clone(&clock),
-                Arc::clone(&ids) as _,
-                vault,
-                app.clone(),
-                Arc::clone(compute),
-            );
-            tasks.spawn(admin::serve(config.data_dir.clone(), operator, drain.clone()));
             let world = World {
                 store: shared,
                 live,
@@ -165,9 +156,18 @@ impl Server {
                 checkpoints: Some(Arc::new(checkpoints)),
                 limits: config.sandbox_limits(),
                 registries: registries(config.package_registries.clone()),
+                clock: Arc::clone(&clock),
+                ids: Arc::clone(&ids) as _,
+            };
+            let operator = Operator::of_server(
+                Arc::clone(&store),
                 clock,
                 ids,
-            };
+                vault,
+                app.clone(),
+                world.clone(),
+            );
+            tasks.spawn(admin::serve(config.data_dir.clone(), operator, drain.clone()));
             let settings = vaquero_worker::Config {
                 name: node.clone(),
                 slots: config.turns,

@@ -102,7 +102,13 @@ fn doctor_reads_the_same_settings_and_reports() {
     let output = run(place.path(), &["doctor"], &variables);
     let (out, err) = said(&output);
     assert!(out.contains("settings: read without errors"), "{out}{err}");
-    assert!(out.contains("127.0.0.1:0") && out.contains("sandbox"), "{out}{err}");
+    assert!(out.contains("127.0.0.1:0") && out.contains("sandbox, "), "{out}{err}");
+
+    let nowhere = [("VAQUERO_SANDBOX", "docker"), ("VAQUERO_DOCKER_HOST", "unix:///none.sock")];
+    let output = run(place.path(), &["doctor"], &nowhere);
+    let (out, err) = said(&output);
+    assert!(!output.status.success() && out.contains(" missing  sandbox, docker: "), "{out}{err}");
+    assert!(!out.contains("sandbox, user"), "of the local one nothing is wanted: {out}");
 }
 
 #[test]

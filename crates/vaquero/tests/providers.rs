@@ -55,6 +55,16 @@ async fn a_session_runs_in_sandboxes_of_a_program_of_ones_own() -> anyhow::Resul
     server.set("VAQUERO_SANDBOX", "local,plugin");
     server.set("VAQUERO_SANDBOX_PLUGIN", &format!("python3 {script}"));
     server.start().await?;
+    let mut doctor = Command::new(EXE);
+    doctor.arg("doctor").current_dir(server.data()).env("VAQUERO_SANDBOX", "plugin");
+    doctor.env("VAQUERO_SANDBOX_PLUGIN", format!("python3 {script}"));
+    doctor.env("VAQUERO_SANDBOX_LIMITS", "degraded").env("VAQUERO_LISTEN", "127.0.0.1:0");
+    let said = doctor.output()?;
+    let (out, err) = (String::from_utf8(said.stdout)?, String::from_utf8(said.stderr)?);
+    assert!(out.contains("ok  sandbox, plugin: one was made"), "{out}{err}");
+    let left = std::fs::read_dir(server.data())?.flatten().map(|entry| entry.file_name());
+    let left: Vec<_> = left.filter(|name| name.to_string_lossy().contains("doctor")).collect();
+    assert_eq!(left, Vec::<std::ffi::OsString>::new());
     let plugin = json!({ "type": "cloud", "provider": "plugin" });
     let session = server.client().session_in(plugin).await?;
     let said = server.client().sh(&session, "echo hello >file; echo $$ >/tmp/shell; id -u").await?;

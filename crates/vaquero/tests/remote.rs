@@ -278,14 +278,14 @@ async fn what_cannot_be_a_sandbox_is_refused() -> anyhow::Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_sandbox_is_paused_until_the_next_call() -> anyhow::Result<()> {
+async fn a_sandbox_is_paused_until_it_is_resumed_or_called() -> anyhow::Result<()> {
     let Some(mut rig) = rig(&["e2b"]).await? else { return Ok(()) };
     rig.server.start().await?;
     let client = rig.client();
-    let pause = async |session: &str| -> anyhow::Result<String> {
+    let act = async |word: &str, session: &str| -> anyhow::Result<String> {
         let data = rig.server.data().join("data");
         let mut command = Command::new(EXE);
-        command.args(["sandbox", "pause", session, "--data-dir"]).arg(data);
+        command.args(["sandbox", word, session, "--data-dir"]).arg(data);
         Ok(String::from_utf8(command.current_dir(rig.server.data()).output().await?.stderr)?)
     };
     let session = client.session_in(json!({ "type": "cloud", "provider": "e2b" })).await?;
@@ -295,9 +295,19 @@ async fn a_sandbox_is_paused_until_the_next_call() -> anyhow::Result<()> {
         (client.get(&path).await.ok()?["data"][0]["state"] == "running").then_some(())
     })
     .await?;
-    assert_eq!(pause(&session).await?, "");
-    assert_eq!(client.get(&path).await?["data"][0]["state"], "paused");
-    assert!(rig.of_e2b("GET", "/v2/sandboxes?state=paused").await?.contains("paused"));
+    let is_paused = async || -> anyhow::Result<bool> {
+        Ok(rig.of_e2b("GET", "/v2/sandboxes?state=paused").await?.contains("paused"))
+    };
+    for _ in 0..2 {
+        assert_eq!(act("pause", &session).await?, "");
+        assert_eq!(client.get(&path).await?["data"][0]["state"], "paused");
+        assert!(is_paused().await?);
+        assert_eq!(act("resume", &session).await?, "");
+        assert_eq!(client.get(&path).await?["data"][0]["state"], "running");
+        assert!(!is_paused().await?);
+    }
+    assert_eq!(act("resume", &session).await?, "", "it runs already");
+    assert_eq!(act("pause", &session).await?, "");
     assert_eq!(client.sh(&session, "echo $x").await?, "kept\n");
     eventually("it runs again", || async {
         (client.get(&path).await.ok()?["data"][0]["state"] == "running").then_some(())
@@ -305,8 +315,10 @@ async fn a_sandbox_is_paused_until_the_next_call() -> anyhow::Result<()> {
     .await?;
     let local = client.session_in(json!({ "type": "cloud" })).await?;
     client.sh(&local, "echo something").await?;
-    let refused = pause(&local).await?;
+    let refused = act("pause", &local).await?;
     assert!(refused.contains("`local` cannot be paused"), "{refused}");
-    assert!(pause("sesn_none").await?.contains("no such sandbox runs"), "there is none");
+    for word in ["pause", "resume", "stop"] {
+        assert!(act(word, "sesn_none").await?.contains("no such sandbox runs"), "there is none");
+    }
     Ok(())
 }

@@ -162,18 +162,7 @@ impl Hands {
 
     /// A sandbox of this session; what it may reach is still to be found out.
     fn spec(&self, generation: u64) -> SandboxSpec {
-        SandboxSpec {
-            generation,
-            epoch: self.epoch,
-            limits: self.world.limits,
-            env: BTreeMap::new(),
-            outbound: None,
-            provision: None,
-            restored: false,
-            image: None,
-            provider: None,
-            pool: None,
-        }
+        self.world.sandbox(generation, self.epoch)
     }
 
     /// Begins with what the first sandbox will need.

@@ -8,19 +8,21 @@ mod kept;
 mod outbound;
 mod pools;
 mod reap;
+mod resume;
 mod retention;
 mod run;
 mod sandboxes;
 mod turn;
 
 pub use checkpoint::Checkpoints;
+pub use resume::resume;
 pub use retention::Retention;
 pub use run::{Config, Worker};
 
 use futures::future::{BoxFuture, Shared};
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 use vaquero_model::ModelProvider;
-use vaquero_sandbox::{ComputeProvider, Limits};
+use vaquero_sandbox::{ComputeProvider, Limits, SandboxSpec};
 use vaquero_store::{Live, SharedStore};
 use vaquero_types::{Clock, IdGen};
 
@@ -54,4 +56,22 @@ pub struct World {
     pub clock: Arc<dyn Clock>,
     /// New ids.
     pub ids: Arc<dyn IdGen>,
+}
+
+impl World {
+    /// A sandbox of which only its size is known.
+    pub(crate) fn sandbox(&self, generation: u64, epoch: u64) -> SandboxSpec {
+        SandboxSpec {
+            generation,
+            epoch,
+            limits: self.limits,
+            env: BTreeMap::new(),
+            outbound: None,
+            provision: None,
+            restored: false,
+            image: None,
+            provider: None,
+            pool: None,
+        }
+    }
 }

@@ -1,7 +1,7 @@
 //! Which environments want sandboxes kept ready: told to the providers again and again, since they change without this server hearing of it.
 
 use crate::{World, outbound::Origin};
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use vaquero_sandbox::{SandboxError, SandboxSpec};
@@ -75,18 +75,7 @@ async fn of_environment(
     let mut specs = Vec::new();
     for name in std::iter::once(DEFAULT_SANDBOX.to_owned()).chain(named) {
         origin.sandbox = name;
-        let mut spec = SandboxSpec {
-            generation: 1,
-            epoch: 1,
-            limits: world.limits,
-            env: BTreeMap::new(),
-            outbound: None,
-            provision: None,
-            restored: false,
-            image: None,
-            provider: None,
-            pool: None,
-        };
+        let mut spec = world.sandbox(1, 1);
         origin.complete(world, &mut spec).await?;
         specs.push(spec);
     }

@@ -2,12 +2,13 @@
 
 use super::{say, serve::runtime};
 use crate::{
-    config::{Config, ServeArgs},
+    compute::try_out,
+    config::{Config, SandboxChoice, ServeArgs},
     stores,
 };
 use std::{io::IsTerminal, net::TcpListener, path::Path, process::ExitCode};
 use vaquero_blob::{BlobError, Blobs};
-use vaquero_sandbox::{WallState, probe};
+use vaquero_sandbox::{Wall, WallState, probe};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -73,7 +74,21 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             Err(error) => report.missing("upstream model", &format!("{error:#}")),
         },
     }
-    let walls = runtime.block_on(probe(Path::new("/proc/self/exe")))?.walls;
+    for choice in config.sandboxes() {
+        if choice == SandboxChoice::Local {
+            walls(&mut report, runtime.block_on(probe(Path::new("/proc/self/exe")))?.walls);
+            continue;
+        }
+        let what = format!("sandbox, {}", choice.name());
+        match runtime.block_on(try_out(&config, choice)) {
+            Ok(()) => report.ok(&what, "one was made, and its walls stand"),
+            Err(error) => report.missing(&what, &format!("{error:#}")),
+        }
+    }
+    Ok(if report.failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+fn walls(report: &mut Report, walls: Vec<Wall>) {
     for wall in walls {
         let what = format!("sandbox, {}", wall.name);
         let detail = if wall.fix.is_empty() {
@@ -87,7 +102,6 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             WallState::Missing => report.missing(&what, &detail),
         }
     }
-    Ok(if report.failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 async fn database(report: &mut Report, config: &Config, url: &str) {

@@ -26,8 +26,16 @@ enum Command {
         #[arg(long)]
         all: bool,
     },
-    /// Keep a sandbox of this server from running until its session's next call; what runs in it goes on then.
+    /// Keep a sandbox of this server from running until it is resumed, by its session's next call at the latest; what runs in it goes on then.
     Pause {
+        /// The session (`sesn_…`).
+        session: String,
+        /// Its name within the session.
+        #[arg(default_value = "default")]
+        name: String,
+    },
+    /// Have a paused sandbox of this server go on.
+    Resume {
         /// The session (`sesn_…`).
         session: String,
         /// Its name within the session.
@@ -55,6 +63,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         Command::Pause { session, name } => {
             act(args, &Ask::SandboxPause { session: session.clone(), name: name.clone() })?;
         }
+        Command::Resume { session, name } => {
+            act(args, &Ask::SandboxResume { session: session.clone(), name: name.clone() })?;
+        }
         Command::Stop { session, name } => {
             act(args, &Ask::SandboxStop { session: session.clone(), name: name.clone() })?;
         }
@@ -65,10 +76,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 /// Has the server do something to a sandbox of its own.
 fn act(args: &Args, ask: &Ask) -> anyhow::Result<()> {
     let told = admin::ask(&args.place.config()?.data_dir, ask)
-        .context("a sandbox is ended or paused by the server it is of")?;
+        .context("only its own server pauses, resumes or ends a sandbox")?;
     match told {
-        Told::Ended(true) => Ok(()),
-        Told::Ended(false) => bail!(
+        Told::Lived(true) => Ok(()),
+        Told::Lived(false) => bail!(
             "no such sandbox runs on this server; `vaquero sandbox ls` shows which do, and where"
         ),
         told => bail!("the server answered another question: {told:?}"),
