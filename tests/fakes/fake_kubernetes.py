@@ -1,5 +1,5 @@
-"""The API of a Kubernetes cluster, as far as pods, network policies and programs in pods go: `python fake_kubernetes.py` says
-where it listens. The token `good` is good."""
+"""The API of a Kubernetes cluster, as far as pods, network policies, programs in pods and agent-sandbox's `Sandbox` objects go, with that
+project's controller: `python fake_kubernetes.py` says where it listens. The token `good` is good."""
 
 import asyncio, datetime, json
 
@@ -8,7 +8,8 @@ from aiohttp import WSMsgType, web
 from fake_e2b import serve
 from machines import Machine
 
-pods, policies = {}, {}
+pods, policies, sandboxes = {}, {}, {}
+AGENTS, VERSIONS = "agents.x-k8s.io", ["v1beta1", "v1alpha1"]
 
 
 def status(code, reason, message):
@@ -41,19 +42,90 @@ class Pod:
         return {**self.body, "apiVersion": "v1", "kind": "Pod", "status": {"phase": self.phase, "containerStatuses": containers}}
 
 
+def is_shut(labels):
+    """Whether nothing leaves it. Pods of this server's are in a policy before they are made."""
+    if not labels.get("vaquero/owner"):
+        return True
+    return any(policy["spec"]["podSelector"]["matchLabels"].items() <= labels.items() and not policy["spec"].get("egress") for policy in policies.values())
+
+
 async def create(request):
     body = await request.json()
     name = body["metadata"]["name"]
     if name in pods:
         return status(409, "AlreadyExists", f'pods "{name}" already exists')
-    # A pod that nothing walls off: this server's are in a policy before they are made.
-    labels = body["metadata"].get("labels", {})
-    shut = any(policy["spec"]["podSelector"]["matchLabels"].items() <= labels.items() and not policy["spec"].get("egress")
-               for policy in policies.values())
-    if labels.get("vaquero/owner") and not shut:
+    if not is_shut(body["metadata"].get("labels", {})):
         return status(422, "Invalid", "its network is not shut")
     pods[name] = Pod(body, request.match_info["namespace"])
     return web.json_response(pods[name].shown(), status=201)
+
+
+def remove(name):
+    pod = pods.pop(name, None)
+    if pod:
+        pod.going.cancel()
+        pod.machine.destroy()
+
+
+async def groups(request):
+    versions = [{"groupVersion": f"{AGENTS}/{version}", "version": version} for version in VERSIONS]
+    return web.json_response({"kind": "APIGroupList", "apiVersion": "v1", "groups": [
+        {"name": AGENTS, "versions": versions, "preferredVersion": versions[0]}]})
+
+
+async def resources(request):
+    kind = {"name": "sandboxes", "singularName": "sandbox", "namespaced": True, "kind": "Sandbox", "verbs": ["create", "delete", "get", "list", "patch"]}
+    return web.json_response({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": f"{AGENTS}/{request.match_info['version']}", "resources": [kind]})
+
+
+async def create_sandbox(request):
+    body = await request.json()
+    name, template = body["metadata"]["name"], body["spec"]["podTemplate"]
+    if unknown := body["spec"].keys() - {"podTemplate", "shutdownTime", "shutdownPolicy", "volumeClaimTemplates", "service"}:
+        return status(422, "Invalid", f"unknown field {unknown}")
+    if name in sandboxes:
+        return status(409, "AlreadyExists", f'sandboxes "{name}" already exists')
+    if not is_shut(template.get("metadata", {}).get("labels", {})):
+        return status(422, "Invalid", "its network is not shut")
+    sandboxes[name] = body
+    asyncio.create_task(control(name, request.match_info["namespace"]))
+    return web.json_response(body, status=201)
+
+
+async def control(name, namespace):
+    """What the controller does for one: a pod of its name, which goes with it, and after its time."""
+    await asyncio.sleep(0.1)
+    while body := sandboxes.get(name):
+        if name not in pods:
+            template = json.loads(json.dumps(body["spec"]["podTemplate"]))
+            pods[name] = Pod({"metadata": {"name": name, "labels": template.get("metadata", {}).get("labels", {})}, "spec": template["spec"]}, namespace)
+        end = body["spec"].get("shutdownTime")
+        if end and datetime.datetime.fromisoformat(end.replace("Z", "+00:00")) <= datetime.datetime.now(datetime.timezone.utc):
+            sandboxes.pop(name) if body["spec"].get("shutdownPolicy") == "Delete" else None
+            break
+        await asyncio.sleep(0.05)
+    # As late as a garbage collector.
+    await asyncio.sleep(0.1)
+    remove(name)
+
+
+async def sandbox(request):
+    name = request.match_info["name"]
+    if name not in sandboxes:
+        return status(404, "NotFound", f'sandboxes.agents.x-k8s.io "{name}" not found')
+    if request.method == "PATCH":
+        if request.content_type != "application/merge-patch+json":
+            return status(415, "UnsupportedMediaType", "this fake knows only merge patches of sandboxes")
+        sandboxes[name]["spec"] |= json.loads(await request.read())["spec"]
+    if request.method == "DELETE":
+        return web.json_response(sandboxes.pop(name))
+    return web.json_response(sandboxes[name])
+
+
+async def list_sandboxes(request):
+    wanted = dict(pair.split("=", 1) for pair in request.query.get("labelSelector", "").split(",") if pair)
+    found = [it for it in sandboxes.values() if wanted.items() <= it["metadata"].get("labels", {}).items()]
+    return web.json_response({"kind": "SandboxList", "apiVersion": f"{AGENTS}/{request.match_info['version']}", "metadata": {"resourceVersion": "1"}, "items": found})
 
 
 async def list_(request):
@@ -71,9 +143,7 @@ async def one(request):
     if not pod:
         return status(404, "NotFound", f'pods "{name}" not found')
     if request.method == "DELETE":
-        pod.going.cancel()
-        pod.machine.destroy()
-        del pods[name]
+        remove(name)
     return web.json_response(pod.shown())
 
 
@@ -140,7 +210,11 @@ async def guard(request, handler):
 def application():
     app = web.Application(middlewares=[guard])
     base = "/api/v1/namespaces/{namespace}/pods"
+    agents = f"/apis/{AGENTS}/{{version}}"
+    of_agents = agents + "/namespaces/{namespace}/sandboxes"
     app.add_routes([
+        web.get("/apis", groups), web.get(agents, resources), web.post(of_agents, create_sandbox), web.get(of_agents, list_sandboxes),
+        *(web.route(method, of_agents + "/{name}", sandbox) for method in ("GET", "PATCH", "DELETE")),
         web.post(base, create), web.get(base, list_), web.get(base + "/{name}", one), web.delete(base + "/{name}", one),
         web.get(base + "/{name}/exec", exec_), web.post(base + "/{name}/exec", exec_),
         web.patch("/apis/networking.k8s.io/v1/namespaces/{namespace}/networkpolicies/{name}", policy),

@@ -65,3 +65,32 @@ def test_whoever_has_no_token_is_refused(api):
     with pytest.raises(kubernetes.client.ApiException) as refused:
         other.list_namespaced_pod("some")
     assert refused.value.status == 401
+
+
+def test_a_controller_makes_a_pod_of_each_sandbox_and_removes_both_in_time(api):
+    objects = kubernetes.client.CustomObjectsApi(api.api_client)
+    place = dict(group="agents.x-k8s.io", version="v1beta1", namespace="some", plural="sandboxes")
+    container = {"name": "sandbox", "image": "debian", "command": ["sleep", "1d"]}
+    template = {"metadata": {"labels": {"made": "by-controller"}}, "spec": {"containers": [container]}}
+    body = {"apiVersion": "agents.x-k8s.io/v1beta1", "kind": "Sandbox", "metadata": {"name": "agent", "labels": {"made": "by-controller"}},
+            "spec": {"podTemplate": template, "shutdownPolicy": "Delete"}}
+    objects.create_namespaced_custom_object(body=body, **place)
+
+    def pods():
+        return [pod.metadata.name for pod in api.list_namespaced_pod("some", label_selector="made=by-controller").items]
+
+    def until(holds):
+        for _ in range(200):
+            if holds():
+                return
+            time.sleep(0.05)
+        raise AssertionError("it does not come about")
+
+    until(lambda: pods() == ["agent"])
+    listed = objects.list_namespaced_custom_object(label_selector="made=by-controller", **place)
+    assert [it["metadata"]["name"] for it in listed["items"]] == ["agent"]
+    objects.patch_namespaced_custom_object(name="agent", body={"spec": {"shutdownTime": "2020-01-01T00:00:00Z"}}, _content_type="application/merge-patch+json", **place)
+    until(lambda: pods() == [])
+    with pytest.raises(kubernetes.client.ApiException) as gone:
+        objects.get_namespaced_custom_object(name="agent", **place)
+    assert gone.value.status == 404

@@ -15,7 +15,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("vaquero-sandbox-daytona", &["vaquero-sandbox"]),
     ("vaquero-sandbox-docker", &["vaquero-sandbox"]),
     ("vaquero-sandbox-e2b", &["vaquero-sandbox"]),
-    ("vaquero-sandbox-kubernetes", &["vaquero-sandbox"]),
+    ("vaquero-sandbox-kubernetes", &["vaquero-sandbox", "vaquero-types"]),
     ("vaquero-sandbox-modal", &["vaquero-sandbox"]),
     ("vaquero-sandbox-plugin", &["vaquero-sandbox"]),
     ("vaquero-store-sqlite", &["vaquero-store", "vaquero-types"]),

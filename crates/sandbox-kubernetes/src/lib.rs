@@ -2,6 +2,7 @@
 //! gone, and its files come back from checkpoints. What is done with pods is [`Remote`](vaquero_sandbox::remote::Remote)'s. Tried against a fake of the API that Kubernetes' own Python client
 //! is tried against as well, never against a cluster.
 
+mod controller;
 mod pods;
 
 use std::path::PathBuf;
@@ -28,6 +29,8 @@ pub struct KubernetesConfig {
     pub image: String,
     /// The runtime class of pods, such as `gvisor`; otherwise the cluster's default.
     pub runtime_class: Option<String>,
+    /// The cluster's agent-sandbox controller makes the pods, of its `Sandbox` objects.
+    pub agent_sandbox: bool,
 }
 
 impl Default for KubernetesConfig {
@@ -38,6 +41,7 @@ impl Default for KubernetesConfig {
             namespace: "vaquero-sandboxes".to_owned(),
             image: "debian:stable".to_owned(),
             runtime_class: None,
+            agent_sandbox: false,
         }
     }
 }
@@ -105,9 +109,8 @@ impl Machines for Kubernetes {
         self.pods.delete(id).await
     }
 
-    async fn stay(&self, _id: &str, _linger: Duration) -> Result<(), SandboxError> {
-        // A pod lives until a server removes it.
-        Ok(())
+    async fn stay(&self, id: &str, linger: Duration) -> Result<(), SandboxError> {
+        self.pods.extend(id, linger).await
     }
 
     async fn write(&self, id: &str, path: &str, bytes: Bytes) -> Result<(), SandboxError> {

@@ -15,9 +15,10 @@ use vaquero_sandbox::SandboxError;
 use vaquero_sandbox::remote::{Machine, Pipe, Wanted, unique};
 
 use crate::KubernetesConfig;
+use crate::controller::Controller;
 
 /// What marks a pod as this server's, and what it is for.
-const OWNER: &str = "vaquero/owner";
+pub(crate) const OWNER: &str = "vaquero/owner";
 const SESSION: &str = "vaquero/session";
 const SANDBOX: &str = "vaquero/sandbox";
 /// The one container of a pod.
@@ -35,6 +36,8 @@ pub(crate) struct Pods {
     api: Api<Pod>,
     policies: Api<NetworkPolicy>,
     runtime_class: Option<String>,
+    /// Makes them, if this server does not.
+    controller: Option<Controller>,
 }
 
 impl std::fmt::Debug for Pods {
@@ -66,10 +69,16 @@ impl Pods {
             found => found.map_err(|error| unknown(error.to_string()))?,
         };
         let client = Client::try_from(found).map_err(|error| unknown(error.to_string()))?;
+        let controller = if config.agent_sandbox {
+            Some(Controller::open(&client, &config.namespace).await?)
+        } else {
+            None
+        };
         Ok(Self {
             api: Api::namespaced(client.clone(), &config.namespace),
             policies: Api::namespaced(client, &config.namespace),
             runtime_class: config.runtime_class.clone(),
+            controller,
         })
     }
 
@@ -95,47 +104,50 @@ impl Pods {
         self.shut(wanted.owner).await?;
         let name = format!("vaquero-{}", unique());
         let limits = &wanted.limits;
-        let mut pod = json!({
-            "apiVersion": "v1",
-            "kind": "Pod",
-            "metadata": {
-                "name": name,
-                "labels": {
-                    OWNER: wanted.owner, SESSION: wanted.key.session, SANDBOX: wanted.key.name,
+        let labels = json!({
+            OWNER: wanted.owner, SESSION: wanted.key.session, SANDBOX: wanted.key.name,
+        });
+        let mut spec = json!({
+            "restartPolicy": "Never",
+            "automountServiceAccountToken": false,
+            "enableServiceLinks": false,
+            "terminationGracePeriodSeconds": 0,
+            "dnsPolicy": "None",
+            "dnsConfig": { "nameservers": ["127.0.0.1"] },
+            "containers": [{
+                "name": CONTAINER,
+                "image": wanted.image,
+                "command": ["/bin/sh", "-c", "while :; do sleep 3600; done"],
+                "resources": { "limits": {
+                    "memory": limits.memory_bytes.to_string(),
+                    "cpu": format!("{}m", limits.cpu_millis),
+                    "ephemeral-storage": limits.workspace_bytes.to_string(),
+                } },
+                "securityContext": {
+                    "runAsUser": 0,
+                    "allowPrivilegeEscalation": false,
+                    "capabilities": { "drop": ["ALL"], "add": CAPABILITIES },
+                    "seccompProfile": { "type": "RuntimeDefault" },
                 },
-            },
-            "spec": {
-                "restartPolicy": "Never",
-                "automountServiceAccountToken": false,
-                "enableServiceLinks": false,
-                "terminationGracePeriodSeconds": 0,
-                "dnsPolicy": "None",
-                "dnsConfig": { "nameservers": ["127.0.0.1"] },
-                "containers": [{
-                    "name": CONTAINER,
-                    "image": wanted.image,
-                    "command": ["/bin/sh", "-c", "while :; do sleep 3600; done"],
-                    "resources": { "limits": {
-                        "memory": limits.memory_bytes.to_string(),
-                        "cpu": format!("{}m", limits.cpu_millis),
-                        "ephemeral-storage": limits.workspace_bytes.to_string(),
-                    } },
-                    "securityContext": {
-                        "runAsUser": 0,
-                        "allowPrivilegeEscalation": false,
-                        "capabilities": { "drop": ["ALL"], "add": CAPABILITIES },
-                        "seccompProfile": { "type": "RuntimeDefault" },
-                    },
-                }],
-            },
+            }],
         });
         if let Some(class) = &self.runtime_class {
-            pod["spec"]["runtimeClassName"] = json!(class);
+            spec["runtimeClassName"] = json!(class);
         }
-        let pod: Pod = serde_json::from_value(pod)
-            .map_err(|error| SandboxError::Invalid(format!("no pod can be made: {error}")))?;
-        let made = self.api.create(&PostParams::default(), &pod).await;
-        made.map_err(|error| failed("cannot make a pod", &error))?;
+        if let Some(controller) = &self.controller {
+            controller.create(&name, &labels, &spec, PATIENCE + wanted.linger).await?;
+        } else {
+            let pod = json!({
+                "apiVersion": "v1",
+                "kind": "Pod",
+                "metadata": { "name": name, "labels": labels },
+                "spec": spec,
+            });
+            let pod: Pod = serde_json::from_value(pod)
+                .map_err(|error| SandboxError::Invalid(format!("no pod can be made: {error}")))?;
+            let made = self.api.create(&PostParams::default(), &pod).await;
+            made.map_err(|error| failed("cannot make a pod", &error))?;
+        }
         let runs = tokio::time::timeout(PATIENCE, self.until_it_runs(&name)).await;
         let runs = runs.unwrap_or_else(|_| Err(stuck("it does not run after five minutes")));
         match runs {
@@ -149,9 +161,12 @@ impl Pods {
 
     async fn until_it_runs(&self, name: &str) -> Result<(), SandboxError> {
         loop {
-            let pod = self.api.get(name).await;
+            let pod = self.api.get_opt(name).await;
             let pod = pod.map_err(|error| failed("cannot look at a pod", &error))?;
-            let status = pod.status.unwrap_or_default();
+            if pod.is_none() && self.controller.is_none() {
+                return Err(SandboxError::gone("somebody has deleted its pod"));
+            }
+            let status = pod.and_then(|pod| pod.status).unwrap_or_default();
             match status.phase.as_deref() {
                 Some("Running") => return Ok(()),
                 Some("Failed" | "Succeeded") => {
@@ -170,6 +185,14 @@ impl Pods {
     }
 
     pub(crate) async fn list(&self, owner: &str) -> Result<Vec<Machine>, SandboxError> {
+        let pods = self.pods(owner).await?;
+        let Some(controller) = &self.controller else { return Ok(pods) };
+        let names = controller.list(owner).await?.into_iter();
+        let runs = |id: &String| pods.iter().any(|pod| pod.id == *id && pod.runs);
+        Ok(names.map(|id| Machine { runs: runs(&id), id }).collect())
+    }
+
+    async fn pods(&self, owner: &str) -> Result<Vec<Machine>, SandboxError> {
         let (mut all, mut next) = (Vec::new(), None::<String>);
         loop {
             let mut parameters =
@@ -189,6 +212,11 @@ impl Pods {
 
     /// Whether it is there, and runs.
     pub(crate) async fn look(&self, name: &str) -> Result<Option<Machine>, SandboxError> {
+        if let Some(controller) = &self.controller
+            && !controller.has(name).await?
+        {
+            return Ok(None);
+        }
         match self.api.get_opt(name).await {
             Ok(Some(pod)) => self.use_of(pod).await,
             Ok(None) => Ok(None),
@@ -208,7 +236,18 @@ impl Pods {
         }
     }
 
+    /// One that nobody extends goes by itself, where a controller sees to it.
+    pub(crate) async fn extend(&self, name: &str, life: Duration) -> Result<(), SandboxError> {
+        match &self.controller {
+            Some(controller) => controller.extend(name, life).await,
+            None => Ok(()),
+        }
+    }
+
     pub(crate) async fn delete(&self, name: &str) -> Result<(), SandboxError> {
+        if let Some(controller) = &self.controller {
+            return controller.delete(name).await;
+        }
         match self.api.delete(name, &DeleteParams::default().grace_period(0)).await {
             Ok(_) => Ok(()),
             Err(Error::Api(status)) if status.code == 404 => Ok(()),
@@ -283,7 +322,7 @@ fn stuck(why: &str) -> SandboxError {
 }
 
 /// Why the cluster did not do something. [`SandboxError::Gone`] if there is no such thing.
-fn failed(what: &str, error: &Error) -> SandboxError {
+pub(crate) fn failed(what: &str, error: &Error) -> SandboxError {
     match error {
         Error::Api(status) if status.code == 404 => {
             SandboxError::gone(format!("{what}: {}", status.message))

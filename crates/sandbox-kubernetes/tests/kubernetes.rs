@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use vaquero_sandbox::ComputeProvider;
-use vaquero_sandbox::conformance::{self, Outcome};
+use vaquero_sandbox::conformance::{self, Finding, Outcome};
 use vaquero_sandbox::remote::RemoteConfig;
 use vaquero_sandbox_kubernetes::{KubernetesConfig, start};
 use vaquero_testkit::Fake;
@@ -17,11 +17,11 @@ fn config(fake: &Fake, dir: &Path) -> (KubernetesConfig, RemoteConfig) {
     (config, RemoteConfig { hand_exe, ..RemoteConfig::new(dir) })
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn pods_do_all_that_is_demanded() {
-    let Some(fake) = Fake::start("kubernetes") else { return };
+async fn demand_all(agent_sandbox: bool, rounds: u32) -> Vec<Finding> {
+    let Some(fake) = Fake::start("kubernetes") else { return Vec::new() };
     let dir = tempfile::tempdir().unwrap();
     let (config, remote) = config(&fake, dir.path());
+    let config = KubernetesConfig { agent_sandbox, ..config };
     let findings = conformance::run(
         &|uplink| {
             let (config, remote) = (config.clone(), remote.clone());
@@ -30,12 +30,11 @@ async fn pods_do_all_that_is_demanded() {
             })
         },
         Some("marked"),
-        10,
+        rounds,
     )
     .await;
-    conformance::keep("kubernetes", &findings);
     let (refused, others): (Vec<_>, Vec<_>) =
-        findings.into_iter().partition(|it| matches!(it.outcome, Outcome::Refused(_)));
+        findings.iter().cloned().partition(|it| matches!(it.outcome, Outcome::Refused(_)));
     conformance::all_hold(&others);
     let refused: Vec<_> = refused.iter().map(|it| it.demand.as_str()).collect();
     let not_its = [
@@ -44,6 +43,20 @@ async fn pods_do_all_that_is_demanded() {
         "An environment is set up once, for all its sessions",
     ];
     assert_eq!(refused, not_its);
+    findings
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_do_all_that_is_demanded() {
+    let findings = demand_all(false, 10).await;
+    if !findings.is_empty() {
+        conformance::keep("kubernetes", &findings);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_that_a_controller_makes_do_the_same() {
+    demand_all(true, 3).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -88,16 +88,18 @@ const DEMANDS: &[Demand] = &[
     demand!("Sandboxes come and go and leave nothing", rounds),
 ];
 
-/// Holds a provider to everything. With an `image`, one that has `marked` in `/etc/image-mark`; `rounds` are how often sandboxes come and go.
+/// Holds a provider to everything. With an `image`, one that has `marked` in `/etc/image-mark`; `rounds` are how often sandboxes come and go, unless `VAQUERO_TEST_ROUNDS` says another number.
 pub async fn run(start: Start<'_>, image: Option<&str>, rounds: u32) -> Vec<Finding> {
     let mut findings = Vec::new();
     let next = AtomicU64::new(1);
+    let asked = std::env::var("VAQUERO_TEST_ROUNDS").ok().and_then(|rounds| rounds.parse().ok());
+    let rounds = asked.unwrap_or(rounds);
+    let limit = Duration::from_mins(3).max(Duration::from_secs(5) * rounds);
     for (demand, hold) in DEMANDS {
         let watcher: Arc<dyn Uplink> = Arc::new(Watcher::default());
         let outcome = match start(Some(watcher)).await {
             Ok(provider) => {
                 let bench = Bench { start, provider, image, rounds, next: &next };
-                let limit = Duration::from_mins(3);
                 let held = tokio::time::timeout(limit, hold(&bench)).await;
                 let held = held.unwrap_or_else(|_| Err("it did not end".to_owned()));
                 bench.provider.shutdown(false).await;

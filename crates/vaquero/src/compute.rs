@@ -176,6 +176,7 @@ async fn kubernetes(
         namespace: config.kubernetes_namespace.clone(),
         image: config.kubernetes_image.clone(),
         runtime_class: config.kubernetes_runtime_class.clone(),
+        agent_sandbox: config.kubernetes_agent_sandbox,
     };
     let started = vaquero_sandbox_kubernetes::start(kubernetes, remote(config), egress);
     Ok(Arc::new(started.await?))

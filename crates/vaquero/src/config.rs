@@ -53,7 +53,7 @@ const NUMBERS: [&str; 21] = [
 ];
 
 /// Settings that are true or false.
-const BOOLEANS: [&str; 1] = ["host_packages_ok"];
+const BOOLEANS: [&str; 2] = ["host_packages_ok", "kubernetes_agent_sandbox"];
 
 /// Flags of `vaquero serve`. Each has a variable (`VAQUERO_` and its name in capitals) and a key in `vaquero.toml` (its name with underscores).
 #[derive(Clone, Debug, Default, Args, Serialize)]
@@ -227,6 +227,7 @@ pub(crate) struct Config {
     pub(crate) kubernetes_namespace: String,
     pub(crate) kubernetes_image: String,
     pub(crate) kubernetes_runtime_class: Option<String>,
+    pub(crate) kubernetes_agent_sandbox: bool,
     pub(crate) sandbox_limits: LimitsChoice,
     pub(crate) sandbox_idle_seconds: u64,
     pub(crate) sandbox_memory_mb: u64,
@@ -307,6 +308,7 @@ impl Default for Config {
             kubernetes_namespace: "vaquero-sandboxes".to_owned(),
             kubernetes_image: "debian:stable".to_owned(),
             kubernetes_runtime_class: None,
+            kubernetes_agent_sandbox: false,
             sandbox_limits: LimitsChoice::Enforced,
             sandbox_idle_seconds: 900,
             sandbox_memory_mb: sandbox.memory_bytes >> 20,

@@ -86,6 +86,10 @@ pub(crate) struct SandboxArgs {
     #[arg(long, value_name = "NAME")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) kubernetes_runtime_class: Option<String>,
+    /// Have the cluster's agent-sandbox controller make the pods, of its `Sandbox` objects [default: this server makes them].
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOLEAN")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) kubernetes_agent_sandbox: Option<bool>,
     /// `enforced` (by cgroups, or refuse to start) or `degraded` (weaker where there are none).
     #[arg(long, value_name = "MODE")]
     #[serde(skip_serializing_if = "Option::is_none")]
