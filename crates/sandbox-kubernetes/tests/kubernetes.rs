@@ -19,7 +19,7 @@ fn config(fake: &Fake, dir: &Path) -> (KubernetesConfig, RemoteConfig) {
 
 async fn demand_all(agent_sandbox: bool, rounds: u32) -> Vec<Finding> {
     let Some(fake) = Fake::start("kubernetes") else { return Vec::new() };
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir().expect("a directory");
     let (config, remote) = config(&fake, dir.path());
     let config = KubernetesConfig { agent_sandbox, ..config };
     let findings = conformance::run(

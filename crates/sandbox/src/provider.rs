@@ -108,7 +108,7 @@ impl<E: Engine> Provider<E> {
         }
         provider.inner.clear_layers().await;
         if provider.capabilities().keeps_ready {
-            provider.inner.end_spares().await;
+            provider.inner.clear_spares().await;
             provider.watch(pool::watch(Arc::downgrade(&provider.inner)));
         }
         provider.watch(idle::watch(Arc::downgrade(&provider.inner)));

@@ -104,6 +104,8 @@ struct Wanted {
     kind: Kind,
     size: usize,
     max_age: Option<Duration>,
+    /// Those that are missing may be made.
+    may_grow: bool,
 }
 
 /// Those that are ready, and what is wanted of them.
@@ -175,14 +177,18 @@ impl Pool {
         }
     }
 
-    /// Spares that are not wanted, are too old, or too many.
+    /// Spares that are not wanted, are too old, or too many. Where it is not known what is wanted now, they stay.
     fn surplus(&self, wanted: &[Wanted]) -> Vec<Spare> {
         let mut left: Vec<usize> = wanted.iter().map(|wanted| wanted.size).collect();
         let mut state = lock(&self.state);
         let newest_first = state.ready.drain(..).rev().collect::<Vec<_>>();
+        let unknown = |pool: &Option<String>| {
+            let known = wanted.iter().any(|wanted| wanted.kind.pool == *pool);
+            !known && pool.as_ref().is_some_and(|name| state.kept.contains_key(name))
+        };
         let (mut kept, surplus): (Vec<_>, Vec<_>) = newest_first.into_iter().partition(|spare| {
             let Some(at) = wanted.iter().position(|wanted| wanted.kind == spare.kind) else {
-                return false;
+                return unknown(&spare.kind.pool);
             };
             if wanted[at].max_age.is_some_and(|age| spare.since.elapsed() >= age) || left[at] == 0 {
                 return false;
@@ -198,7 +204,7 @@ impl Pool {
     /// The kinds of which there are too few, each as often.
     fn missing(&self, wanted: &[Wanted]) -> Vec<Kind> {
         let state = lock(&self.state);
-        let missing = wanted.iter().flat_map(|wanted| {
+        let missing = wanted.iter().filter(|wanted| wanted.may_grow).flat_map(|wanted| {
             let there = state.ready.iter().filter(|spare| spare.kind == wanted.kind).count();
             std::iter::repeat_n(wanted.kind.clone(), wanted.size.saturating_sub(there))
         });
@@ -359,20 +365,22 @@ impl<E: Engine> Inner<E> {
             let mut state = lock(&self.pool.state);
             let now = Instant::now();
             state.last.take_if(|(_, until)| now >= *until);
-            let due = |kept: &&Kept| kept.not_before.is_none_or(|at| now >= at);
-            let specs: Vec<_> = state.kept.values().filter(due).map(|k| k.spec.clone()).collect();
+            let due = |kept: &Kept| kept.not_before.is_none_or(|at| now >= at);
+            let specs: Vec<_> =
+                state.kept.values().map(|kept| (kept.spec.clone(), due(kept))).collect();
             (state.last.clone(), specs)
         };
         let size = usize::try_from(self.habits.spares).unwrap_or(usize::MAX);
-        let mut wanted: Vec<_> =
-            last.map(|(kind, _)| Wanted { kind, size, max_age: None }).into_iter().collect();
-        for spec in specs {
+        let last = last.map(|(kind, _)| Wanted { kind, size, max_age: None, may_grow: true });
+        let mut wanted: Vec<_> = last.into_iter().collect();
+        for (spec, may_grow) in specs {
             let Some(pool) = &spec.pool else { continue };
             match self.ready_layer(&spec).await {
                 Ok(Some(layer)) => {
                     let Some(kind) = Kind::of(&spec, layer) else { continue };
                     let size = usize::try_from(pool.size).unwrap_or(usize::MAX);
-                    wanted.push(Wanted { kind, size, max_age: Some(pool.max_age) });
+                    let max_age = Some(pool.max_age);
+                    wanted.push(Wanted { kind, size, max_age, may_grow });
                 }
                 Ok(None) => {
                     let (inner, spec) = (Arc::clone(self), spec.clone());
@@ -436,17 +444,114 @@ impl<E: Engine> Inner<E> {
         }
     }
 
-    /// Ends spares: those of a server before, too.
+    /// Ends all spares.
     pub(super) async fn end_spares(&self) {
-        let mut keys: BTreeSet<SandboxKey> =
-            self.pool.drain().into_iter().map(|spare| spare.key).collect();
+        for spare in self.pool.drain() {
+            self.end_spare(&spare.key).await;
+        }
+    }
+
+    /// Ends those of a server before.
+    pub(super) async fn clear_spares(&self) {
         let living = self.engine.list().await.unwrap_or_default();
         let with_files = self.engine.with_files().await.unwrap_or_default();
         let others = living.into_iter().map(|(key, _)| key);
         let others = others.chain(with_files.into_iter().map(SandboxKey::default_of));
-        keys.extend(others.filter(|key| key.session.starts_with(SPARE)));
-        for key in keys {
+        let spares: BTreeSet<_> = others.filter(|key| key.session.starts_with(SPARE)).collect();
+        for key in spares {
             self.end_spare(&key).await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: Duration = Duration::from_hours(1);
+
+    fn kind(pool: Option<&str>, image: &str) -> Kind {
+        Kind {
+            pool: pool.map(str::to_owned),
+            limits: Limits::default(),
+            env: BTreeMap::new(),
+            network: true,
+            layer: None,
+            image: Some(image.to_owned()),
+        }
+    }
+
+    fn wanted(kind: Kind, size: usize) -> Wanted {
+        Wanted { kind, size, max_age: Some(HOUR), may_grow: true }
+    }
+
+    fn pool(ready: &[(&str, Kind, Duration)]) -> Pool {
+        let pool = Pool::default();
+        let spare = |(name, kind, age): &(&str, Kind, Duration)| Spare {
+            key: SandboxKey::default_of(*name),
+            line: Line {
+                read: Box::new(tokio::io::empty()),
+                write: Box::new(tokio::io::sink()),
+                arrivals: None,
+                kept: None,
+            },
+            kind: kind.clone(),
+            since: Instant::now().checked_sub(*age).expect("the clock has run for an hour"),
+        };
+        lock(&pool.state).ready = ready.iter().map(spare).collect();
+        pool
+    }
+
+    fn keep(pool: &Pool, name: &str) {
+        let warm = WarmPool { name: name.to_owned(), size: 2, max_age: HOUR };
+        let spec = SandboxSpec {
+            generation: 1,
+            epoch: 1,
+            limits: Limits::default(),
+            env: BTreeMap::new(),
+            outbound: None,
+            provision: None,
+            restored: false,
+            image: None,
+            provider: None,
+            pool: Some(warm),
+        };
+        pool.keep(vec![spec]);
+    }
+
+    fn names(spares: &[Spare]) -> Vec<&str> {
+        spares.iter().map(|spare| spare.key.session.as_str()).collect()
+    }
+
+    #[tokio::test]
+    async fn what_is_too_old_too_many_or_of_another_kind_goes() {
+        let (now, old) = (Duration::ZERO, HOUR);
+        let (a, b) = (kind(Some("env"), "a"), kind(Some("env"), "b"));
+        let pool = pool(&[
+            ("old", a.clone(), old),
+            ("first", a.clone(), now),
+            ("second", a.clone(), now),
+            ("third", a.clone(), now),
+            ("other", b, now),
+            ("nobody's", kind(None, "a"), now),
+        ]);
+        keep(&pool, "env");
+        let wanted = [wanted(a.clone(), 2)];
+        assert_eq!(names(&pool.surplus(&wanted)), ["nobody's", "other", "first", "old"]);
+        assert!(pool.missing(&wanted).is_empty());
+        assert_eq!(pool.take(&a).map(|spare| spare.key.session).as_deref(), Some("second"));
+        assert_eq!(pool.missing(&wanted), [a]);
+    }
+
+    #[tokio::test]
+    async fn those_that_are_ready_stay_while_no_more_can_be_made() {
+        let a = kind(Some("env"), "a");
+        let pool = pool(&[("ready", a.clone(), Duration::ZERO)]);
+        keep(&pool, "env");
+        assert!(pool.surplus(&[]).is_empty(), "what is wanted cannot be found out just now");
+        let stuck = [Wanted { may_grow: false, ..wanted(a, 2) }];
+        assert!(pool.surplus(&stuck).is_empty() && pool.missing(&stuck).is_empty());
+        pool.keep(Vec::new());
+        assert_eq!(names(&pool.surplus(&[])), ["ready"]);
     }
 }
