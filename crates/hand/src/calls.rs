@@ -10,7 +10,7 @@ use crate::{
 };
 use serde_json::Value;
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     os::unix::net::UnixStream,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -52,6 +52,11 @@ impl Calls {
     pub(crate) fn new(places: Places, processes: Processes) -> Self {
         let shell = Shell::new(places.clone(), processes.clone());
         Self { table: Arc::default(), shell, places, processes }
+    }
+
+    /// Variables of every command from the next one on.
+    pub(crate) fn set_variables(&self, variables: BTreeMap<String, String>) {
+        self.shell.set_variables(variables);
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {

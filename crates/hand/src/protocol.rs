@@ -6,6 +6,7 @@
 use crate::pack::Piece;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 
 /// What both sides must agree on.
@@ -88,7 +89,11 @@ pub struct Request {
 #[serde(tag = "op", rename_all = "snake_case")]
 pub enum Op {
     /// Says who it is.
-    Hello {},
+    Hello {
+        /// Variables of the shell from its next command on; those of the last greeting that are not among them go.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        variables: BTreeMap<String, String>,
+    },
     /// Runs a tool; idempotent by `call_id`.
     Run {
         /// The call.

@@ -155,11 +155,14 @@ impl Hand {
             Op::Run { call_id, tool, input, timeout_ms } => {
                 self.calls.run(call_id, tool, input, timeout_ms.map(Duration::from_millis), waiter);
             }
-            Op::Hello {} => waiter.answer(Outcome::Ok(Reply::Hello {
-                version: VERSION,
-                generation: self.generation,
-                pid: std::process::id(),
-            })),
+            Op::Hello { variables } => {
+                self.calls.set_variables(variables);
+                waiter.answer(Outcome::Ok(Reply::Hello {
+                    version: VERSION,
+                    generation: self.generation,
+                    pid: std::process::id(),
+                }));
+            }
             Op::Status { call_id } => {
                 let (state, result) = self.calls.status(&call_id);
                 waiter.answer(Outcome::Ok(Reply::Status { state, result }));

@@ -15,7 +15,7 @@ use rustix::{
 };
 use serde_json::Value;
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     fmt::Write as _,
     fs::File,
     io::{self, Read, Write},
@@ -51,6 +51,7 @@ pub(crate) struct Shell {
     wake: Arc<File>,
     cancelled: Arc<Mutex<Option<String>>>,
     current: Arc<Mutex<VecDeque<String>>>,
+    variables: Arc<Mutex<BTreeMap<String, String>>>,
 }
 
 struct Job {
@@ -76,13 +77,16 @@ impl Shell {
             cancelled: Arc::clone(&cancelled),
             state: State::NotStarted,
             nonce: 0,
+            variables: Arc::default(),
+            exported: BTreeMap::new(),
         };
+        let variables = Arc::clone(&owner.variables);
         let queue = Arc::clone(&current);
         std::thread::Builder::new()
             .name("shell".to_owned())
             .spawn(move || owner.serve(&queue))
             .expect("the first threads of a process can be started");
-        Self { jobs, wake: Arc::new(File::from(wake)), cancelled, current }
+        Self { jobs, wake: Arc::new(File::from(wake)), cancelled, current, variables }
     }
 
     /// Runs a call and waits for its result.
@@ -99,6 +103,11 @@ impl Shell {
             return ToolResult::error("bash: the shell's thread has ended");
         }
         result.recv().unwrap_or_else(|_| ToolResult::error("bash: the shell's thread has ended"))
+    }
+
+    /// Variables of every command from the next one on, beside those of the whole sandbox.
+    pub(crate) fn set_variables(&self, variables: BTreeMap<String, String>) {
+        *self.variables.lock().unwrap_or_else(PoisonError::into_inner) = variables;
     }
 
     /// Stops a call if it is the shell's; false if it is not.
@@ -141,6 +150,15 @@ fn decode(call: &str, input: &Value, upper: Option<Duration>) -> Result<Job, Str
     Ok(Job { call: call.to_owned(), command, restart, timeout, reply })
 }
 
+/// What gives a shell some variables instead of others.
+fn exports(old: &BTreeMap<String, String>, new: &BTreeMap<String, String>) -> String {
+    let gone = old.keys().filter(|name| !new.contains_key(*name));
+    let gone = gone.map(|name| format!("unset -v {name}\n"));
+    let quoted = |value: &str| value.replace('\'', r"'\''");
+    let there = new.iter().map(|(name, value)| format!("export {name}='{}'\n", quoted(value)));
+    gone.chain(there).collect()
+}
+
 enum State {
     NotStarted,
     Alive(Bash),
@@ -174,6 +192,10 @@ struct Owner {
     cancelled: Arc<Mutex<Option<String>>>,
     state: State,
     nonce: u64,
+    /// What the shell should have.
+    variables: Arc<Mutex<BTreeMap<String, String>>>,
+    /// And what it was given.
+    exported: BTreeMap<String, String>,
 }
 
 /// How a command ended.
@@ -262,7 +284,10 @@ impl Owner {
         }
         if let State::NotStarted = self.state {
             match self.start() {
-                Ok(bash) => self.state = State::Alive(bash),
+                Ok(bash) => {
+                    self.exported.clear();
+                    self.state = State::Alive(bash);
+                }
                 Err(error) => {
                     return ToolResult::error(format!(
                         "bash: the shell cannot be started: {error}"
@@ -272,6 +297,13 @@ impl Owner {
         }
         let command = job.command.clone().unwrap_or_default();
         let mut output = Output::new(&self.places.spill, &job.call);
+        let wanted = self.variables.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if wanted != self.exported {
+            match self.command(&exports(&self.exported, &wanted), job, &mut output) {
+                End::Status(_) => self.exported = wanted,
+                end => return self.conclude(end, output, job),
+            }
+        }
         let end = self.command(&command, job, &mut output);
         self.conclude(end, output, job)
     }

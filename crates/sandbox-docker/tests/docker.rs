@@ -118,6 +118,7 @@ fn plain() -> SandboxSpec {
         restored: false,
         image: None,
         provider: None,
+        stand_ins: BTreeMap::new(),
         pool: None,
     }
 }

@@ -140,6 +140,7 @@ impl Arena<'_> {
             restored: false,
             image: None,
             provider: None,
+            stand_ins: BTreeMap::new(),
             pool: None,
         }
     }

@@ -159,6 +159,7 @@ pub fn spec() -> SandboxSpec {
         restored: false,
         image: None,
         provider: None,
+        stand_ins: BTreeMap::new(),
         pool: None,
     }
 }
@@ -524,10 +525,31 @@ async fn image(bench: &Bench<'_>) -> Result<Outcome, String> {
 
 async fn variables(bench: &Bench<'_>) -> Result<Outcome, String> {
     let env = BTreeMap::from([("GREETING".to_owned(), "hello 'you'\nthere".to_owned())]);
-    let wanted = SandboxSpec { env, ..spec() };
-    let sandbox = bench.provider.ensure(&bench.key(), &wanted).await.map_err(told)?;
+    let stand_ins = |pairs: &[(&str, &str)]| -> BTreeMap<String, String> {
+        pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    };
+    let first = stand_ins(&[("TOKEN", "it's"), ("OLD", "1")]);
+    let wanted = SandboxSpec { env, stand_ins: first, ..spec() };
+    let key = bench.key();
+    let sandbox = bench.provider.ensure(&key, &wanted).await.map_err(told)?;
     let found = bench.sh(sandbox.as_ref(), "echo \"$GREETING\"; echo $HOME").await?;
     check(found.starts_with("hello 'you'\nthere\n/"), &found)?;
+    let show = "echo $TOKEN $OLD $NEW; bash -c 'echo $TOKEN'";
+    let found = bench.sh(sandbox.as_ref(), show).await?;
+    check(found == "it's 1\nit's", &found)?;
+    let again = json!({ "restart": true, "command": show });
+    let found = said(&bench.call(sandbox.as_ref(), "bash", again).await?);
+    check(found.trim() == "it's 1\nit's", &found)?;
+    // The next server may know of others.
+    bench.provider.shutdown(true).await;
+    let watcher: Arc<dyn Uplink> = Arc::new(Watcher::default());
+    let next = (bench.start)(Some(watcher)).await.map_err(told)?;
+    let second = stand_ins(&[("TOKEN", "other"), ("NEW", "2")]);
+    let wanted = SandboxSpec { stand_ins: second, ..wanted };
+    let found = next.attach(&key, &wanted).await.map_err(told)?.ok_or("it is gone")?;
+    let found = bench.sh(found.as_ref(), show).await?;
+    check(found == "other 2\nother", &found)?;
+    next.shutdown(false).await;
     Ok(Outcome::Holds)
 }
 

@@ -248,7 +248,7 @@ fn most_for(op: &Op) -> usize {
         }
         Op::Pack {} => PAGES,
         Op::Page { .. } | Op::Part { .. } => PIECE,
-        Op::Hello {}
+        Op::Hello { .. }
         | Op::Ack { .. }
         | Op::Cancel { .. }
         | Op::WriteFile { .. }
@@ -259,7 +259,7 @@ fn most_for(op: &Op) -> usize {
 
 fn name_of(op: &Op) -> &'static str {
     match op {
-        Op::Hello {} => "hello",
+        Op::Hello { .. } => "hello",
         Op::Run { .. } => "run",
         Op::Status { .. } => "status",
         Op::Ack { .. } => "ack",
@@ -389,6 +389,7 @@ async fn parse(body: Vec<u8>) -> Result<(u64, Answer), String> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
     use std::io::{Read, Write};
 
     use vaquero_hand::protocol::{Outcome, Reply, Response, read_frame};
@@ -397,6 +398,10 @@ mod tests {
 
     const FENCE: Fence = Fence { epoch: 1, generation: 1 };
     const LONG: Duration = Duration::from_secs(20);
+
+    fn hello() -> Op {
+        Op::Hello { variables: BTreeMap::new() }
+    }
 
     fn pair() -> (Connection, std::os::unix::net::UnixStream) {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
@@ -425,7 +430,7 @@ mod tests {
             }
             hand
         });
-        let ask = || connection.ask(FENCE, Op::Hello {}, LONG);
+        let ask = || connection.ask(FENCE, hello(), LONG);
         let (one, two) = tokio::join!(ask(), ask());
         let generation = |a: Result<Answer, SandboxError>| {
             let Answer::Hello { generation, .. } = a.unwrap() else { panic!("no greeting") };
@@ -449,7 +454,7 @@ mod tests {
         connection.ended().await;
         assert!(connection.is_broken());
         assert!(matches!(
-            connection.ask(FENCE, Op::Hello {}, LONG).await,
+            connection.ask(FENCE, hello(), LONG).await,
             Err(SandboxError::Protocol(_))
         ));
         assert_eq!(flood.join().unwrap(), 0);
@@ -463,7 +468,7 @@ mod tests {
             hand.write_all(&u32::try_from(SMALL + 1).unwrap().to_be_bytes()).unwrap();
             hand
         });
-        let error = connection.ask(FENCE, Op::Hello {}, LONG).await.unwrap_err();
+        let error = connection.ask(FENCE, hello(), LONG).await.unwrap_err();
         assert!(matches!(error, SandboxError::Protocol(_)), "{error}");
         drop(hand.join().unwrap());
     }
@@ -471,8 +476,7 @@ mod tests {
     #[tokio::test]
     async fn silence_breaks_the_connection() {
         let (connection, _hand) = pair();
-        let error =
-            connection.ask(FENCE, Op::Hello {}, Duration::from_millis(50)).await.unwrap_err();
+        let error = connection.ask(FENCE, hello(), Duration::from_millis(50)).await.unwrap_err();
         assert!(matches!(error, SandboxError::Gone { .. }), "{error}");
         assert!(connection.is_broken());
     }

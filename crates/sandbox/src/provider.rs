@@ -142,6 +142,7 @@ impl<E: Engine> Provider<E> {
             restored: false,
             image: None,
             provider: None,
+            stand_ins: BTreeMap::new(),
             pool: None,
         };
         let proved = match self.ensure(&key, &spec).await {
@@ -203,7 +204,7 @@ impl<E: Engine> Inner<E> {
             call_ceiling: self.habits.call_ceiling,
             way_out,
         });
-        sandbox.greet(spec.epoch).await?;
+        sandbox.greet(spec).await?;
         lock(&self.attached).insert(key.clone(), Arc::clone(&sandbox));
         let (inner, key) = (Arc::downgrade(self), key.clone());
         let (ended, watched) = (sandbox.connection.ended(), Arc::downgrade(&sandbox));
@@ -338,13 +339,7 @@ impl<E: Engine> Inner<E> {
     ) -> Result<Arc<HandSandbox>, SandboxError> {
         let mut last = SandboxError::gone("nothing keeps it alive");
         let secrets = spec.outbound.as_ref().is_some_and(|outbound| outbound.vaults.is_some());
-        let trust = match &self.uplink {
-            Some(uplink) if secrets => {
-                let made = uplink.authority();
-                Some(made.map_err(|e| SandboxError::io("cannot make an authority", e))?)
-            }
-            _ => None,
-        };
+        let trust = self.authority(secrets)?;
         let env = variables(spec);
         let order = order(key, spec, &env, trust, layer);
         for _ in 0..4 {
@@ -365,6 +360,13 @@ impl<E: Engine> Inner<E> {
             }
         }
         Err(last)
+    }
+
+    /// An authority for one more sandbox, if that is to have the use of secrets.
+    fn authority(&self, secrets: bool) -> Result<Option<Trust>, SandboxError> {
+        let uplink = self.uplink.as_ref().filter(|_| secrets);
+        let made = uplink.map(|uplink| uplink.authority()).transpose();
+        made.map_err(|e| SandboxError::io("cannot make an authority", e))
     }
 
     async fn attach(

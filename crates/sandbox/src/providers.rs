@@ -89,6 +89,7 @@ async fn bring(
         provision: None,
         image: None,
         provider: None,
+        stand_ins: std::collections::BTreeMap::new(),
         pool: None,
         ..spec.clone()
     };

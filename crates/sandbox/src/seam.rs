@@ -126,6 +126,8 @@ pub struct SandboxSpec {
     pub image: Option<String>,
     /// Which provider is to make it, where there are several; their default if none is named.
     pub provider: Option<String>,
+    /// Variables of its commands that stand for secrets, put in the place of others of these names. Given to it when it is made or found again.
+    pub stand_ins: BTreeMap<String, String>,
     /// Its environment keeps some like it ready.
     pub pool: Option<WarmPool>,
 }

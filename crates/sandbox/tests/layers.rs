@@ -47,6 +47,7 @@ fn spec(setup: &[&str]) -> SandboxSpec {
         restored: false,
         image: None,
         provider: None,
+        stand_ins: BTreeMap::new(),
         pool: None,
     }
 }

@@ -46,6 +46,7 @@ fn spec(generation: u64) -> SandboxSpec {
         restored: false,
         image: None,
         provider: None,
+        stand_ins: BTreeMap::new(),
         pool: None,
     }
 }

@@ -39,6 +39,7 @@ fn spec(provision: Option<Provision>) -> SandboxSpec {
         restored: false,
         image: None,
         provider: None,
+        stand_ins: BTreeMap::new(),
         pool: None,
     }
 }

@@ -42,6 +42,7 @@ impl Bench {
             restored: false,
             image: None,
             provider: None,
+            stand_ins: BTreeMap::new(),
             pool: None,
         };
         let sandbox = provider.ensure(&SandboxKey::default_of("sesn_tools"), &spec).await.unwrap();

@@ -366,6 +366,16 @@ impl Client {
         Ok(session["id"].as_str().context("an id")?.to_owned())
     }
 
+    /// What `/metrics` says of a metric with all of these labels.
+    pub async fn metric(&self, name: &str, labels: &[&str]) -> Option<String> {
+        let text = self.request(Method::GET, "/metrics").send().await.ok()?.text().await.ok()?;
+        let line = text.lines().find(|line| {
+            let its = line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']));
+            its && labels.iter().all(|label| line.contains(label))
+        })?;
+        line.rsplit_once(' ').map(|(_, value)| value.to_owned())
+    }
+
     /// What a command prints in the session's sandbox.
     pub async fn sh(&self, session: &str, command: &str) -> anyhow::Result<String> {
         let before = of_type(&self.events(session).await?, "agent.tool_result").len();

@@ -87,18 +87,6 @@ async fn a_session_runs_in_sandboxes_of_a_program_of_ones_own() -> anyhow::Resul
     Ok(())
 }
 
-/// What the server says of a pool, by the end of the metric's name.
-async fn metric(server: &Server, name: &str, labels: &[&str]) -> Option<String> {
-    let url = format!("{}/metrics", server.client().base);
-    let client = reqwest::Client::builder().no_proxy().build().ok()?;
-    let text = client.get(url).send().await.ok()?.text().await.ok()?;
-    let line = text.lines().find(|line| {
-        line.starts_with(&format!("vaquero_sandbox_{name}{{"))
-            && labels.iter().all(|label| line.contains(label))
-    })?;
-    line.rsplit_once(' ').map(|(_, value)| value.to_owned())
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_environment_keeps_sandboxes_ready_for_its_sessions() -> anyhow::Result<()> {
     let model = Model::start().await?;
@@ -120,7 +108,7 @@ async fn an_environment_keeps_sandboxes_ready_for_its_sessions() -> anyhow::Resu
     let full = async |server: &Server, name: &str, wanted: &str| {
         eventually("as it should be", async || {
             for pool in &pools {
-                if metric(server, name, &[pool]).await.as_deref() != Some(wanted) {
+                if server.client().metric(name, &[pool]).await.as_deref() != Some(wanted) {
                     return None;
                 }
             }
@@ -128,19 +116,22 @@ async fn an_environment_keeps_sandboxes_ready_for_its_sessions() -> anyhow::Resu
         })
         .await
     };
-    full(&server, "pool_ready", "2").await?;
+    full(&server, "vaquero_sandbox_pool_ready", "2").await?;
 
     let session = client.session_of(&id).await?;
     let said = client.sh(&session, "echo $GREETING; ls").await?;
     assert_eq!(said, "hello\nbegun\n");
     let from_pool = [pools[0].as_str(), "from=\"pool\""];
-    assert_eq!(metric(&server, "claim_seconds_count", &from_pool).await.as_deref(), Some("1"));
-    full(&server, "pool_ready", "2").await?;
+    assert_eq!(
+        client.metric("vaquero_sandbox_claim_seconds_count", &from_pool).await.as_deref(),
+        Some("1")
+    );
+    full(&server, "vaquero_sandbox_pool_ready", "2").await?;
 
     // A server that is gone leaves none behind, and the next one has its own.
     server.kill().await?;
     server.start().await?;
-    full(&server, "pool_ready", "2").await?;
+    full(&server, "vaquero_sandbox_pool_ready", "2").await?;
     let client = server.client();
     assert_eq!(client.sh(&session, "ls; echo again").await?, "begun\nagain\n");
 
@@ -150,12 +141,12 @@ async fn an_environment_keeps_sandboxes_ready_for_its_sessions() -> anyhow::Resu
         json!({ "type": "cloud", "env": { "GREETING": "hey" }, "warm_pool": { "size": 1 } });
     let changed = client.post(&path, json!({ "config": config })).await?;
     assert_eq!(changed["config"]["warm_pool"], json!({ "size": 1, "max_age_seconds": 3_600 }));
-    full(&server, "pool_size", "1").await?;
-    full(&server, "pool_ready", "1").await?;
+    full(&server, "vaquero_sandbox_pool_size", "1").await?;
+    full(&server, "vaquero_sandbox_pool_ready", "1").await?;
     let session = client.session_of(&id).await?;
     assert_eq!(client.sh(&session, "echo $GREETING to you").await?, "hey to you\n");
     client.post(&format!("{path}/archive"), json!({})).await?;
-    full(&server, "pool_size", "0").await?;
+    full(&server, "vaquero_sandbox_pool_size", "0").await?;
     let files = std::fs::read_dir(server.data().join("data/workspaces"))?.flatten();
     let spares: Vec<_> =
         files.filter(|e| e.file_name().to_string_lossy().starts_with("spare-")).collect();

@@ -217,6 +217,44 @@ class Ask {
 
 /// Java has its own store of certificates and honours no proxy variables.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sandbox_of_a_warm_pool_is_given_the_secrets_of_its_session() -> anyhow::Result<()> {
+    let mut rig = rig().await?;
+    let client = rig.server.client().clone();
+    let config = json!({ "type": "cloud", "warm_pool": {} });
+    let body = json!({ "name": "warm", "config": config });
+    let environment = id(&rig.server, "/v1/environments", body).await?;
+    let pool = format!("pool=\"{environment}\"");
+    let full = async || {
+        eventually("a sandbox is ready", async || {
+            let ready = client.metric("vaquero_sandbox_pool_ready", &[&pool]).await;
+            (ready.as_deref() == Some("1")).then_some(())
+        })
+        .await
+    };
+    let tools = json!([{ "type": "agent_toolset_20260401" }]);
+    let agent = json!({ "name": "b", "model": "scripted", "tools": tools });
+    let agent = id(&rig.server, "/v1/agents", agent).await?;
+    for vaults in [json!([rig.vault]), json!([])] {
+        full().await?;
+        let secret = vaults != json!([]);
+        let body = json!({ "agent": agent, "environment_id": environment, "vault_ids": vaults });
+        rig.session = id(&rig.server, "/v1/sessions", body).await?;
+        let said = rig.sh("echo \"token: $TOKEN\"; ls -A").await?;
+        assert_eq!(said.starts_with("token: \n"), !secret, "{said}");
+        assert!(!said.contains(HUSH), "{said}");
+        if secret {
+            let back = rig.send("allowed.test", "").await?;
+            assert!(rig.heard().contains(&format!("{HUSH}-first END")), "{back}: {}", rig.heard());
+            assert!(!back.contains(HUSH), "{back}");
+        }
+    }
+    let given = ["from=\"pool\"", pool.as_str()];
+    let given = client.metric("vaquero_sandbox_claim_seconds_count", &given).await;
+    assert_eq!(given.as_deref(), Some("2"));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn java_trusts_what_opens_its_connections() -> anyhow::Result<()> {
     let rig = rig().await?;
     if !rig.sh("command -v javac").await?.contains("/javac") {

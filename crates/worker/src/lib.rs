@@ -71,6 +71,7 @@ impl World {
             restored: false,
             image: None,
             provider: None,
+            stand_ins: BTreeMap::new(),
             pool: None,
         }
     }

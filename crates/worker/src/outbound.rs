@@ -82,7 +82,7 @@ impl Origin {
             let stand_in = variables::placeholder(&credential.id);
             (name, stand_in)
         });
-        spec.env.extend(stand_ins);
+        spec.stand_ins.extend(stand_ins);
         Ok(())
     }
 

@@ -61,7 +61,7 @@ fn misbehave(mut stream: UnixStream, generation: u64) -> Option<()> {
         let request: Request = serde_json::from_slice(&frame).ok()?;
         let id = request.id;
         let reply = |reply| encode(&Response { id, outcome: Outcome::Ok(reply) }).ok();
-        if matches!(request.op, Op::Hello {}) {
+        if matches!(request.op, Op::Hello { .. }) {
             let claimed = if generation == HOSTILE { 1 } else { generation };
             let hello = Reply::Hello { version: VERSION, generation: claimed, pid: 1 };
             stream.write_all(&reply(hello)?).ok()?;

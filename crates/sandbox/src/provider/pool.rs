@@ -14,7 +14,7 @@ use super::spec::variables;
 use super::{Inner, lock};
 use crate::engine::{Engine, Layer, Line, Made, Order, SPARE};
 use crate::error::SandboxError;
-use crate::seam::{Limits, PoolState, SandboxKey, SandboxSpec, WarmPool};
+use crate::seam::{Limits, PoolState, SandboxKey, SandboxSpec, Trust, WarmPool};
 
 /// Nobody must have waited for a sandbox for so long before one is made that nobody waits for.
 const QUIET: Duration = Duration::from_millis(10);
@@ -33,32 +33,35 @@ pub(super) struct Kind {
     limits: Limits,
     env: BTreeMap<String, String>,
     network: bool,
+    /// It trusts an authority of its own, so that it can have the use of secrets.
+    trusts: bool,
     layer: Option<Layer>,
     image: Option<String>,
 }
 
 impl Kind {
-    /// Of a new session's first sandbox. One with secrets has an authority and variables of its own, and none is ready.
+    /// Of a new session's first sandbox. Those of an environment's pool are for sessions with secrets and without.
     pub(super) fn of(spec: &SandboxSpec, layer: Option<Layer>) -> Option<Self> {
         let secrets = spec.outbound.as_ref().is_some_and(|outbound| outbound.vaults.is_some());
-        (spec.generation == 1 && !secrets).then(|| Self {
+        (spec.generation == 1).then(|| Self {
             pool: spec.pool.as_ref().map(|pool| pool.name.clone()),
             limits: spec.limits,
             env: variables(spec),
             network: spec.outbound.is_some(),
+            trusts: secrets || (spec.outbound.is_some() && spec.pool.is_some()),
             layer,
             image: spec.image.clone(),
         })
     }
 
-    fn order<'a>(&'a self, key: &'a SandboxKey) -> Order<'a> {
+    fn order<'a>(&'a self, key: &'a SandboxKey, trust: Option<Trust>) -> Order<'a> {
         Order {
             key,
             generation: 1,
             limits: self.limits,
             env: &self.env,
             network: self.network,
-            trust: None,
+            trust,
             layer: self.layer.clone(),
             image: self.image.as_deref(),
         }
@@ -402,7 +405,11 @@ impl<E: Engine> Inner<E> {
     async fn make_spare(&self, kind: Kind) {
         let number = self.pool.made.fetch_add(1, Ordering::Relaxed);
         let key = SandboxKey::default_of(format!("{SPARE}{}-{number}", std::process::id()));
-        let made = match self.engine.create(&kind.order(&key)).await {
+        let made = match self.authority(kind.trusts) {
+            Ok(trust) => self.engine.create(&kind.order(&key, trust)).await,
+            Err(error) => Err(error),
+        };
+        let made = match made {
             Ok(Made::Line(line)) => {
                 let since = Instant::now();
                 lock(&self.pool.state).ready.push(Spare { key, line, kind, since });
@@ -476,6 +483,7 @@ mod tests {
             limits: Limits::default(),
             env: BTreeMap::new(),
             network: true,
+            trusts: false,
             layer: None,
             image: Some(image.to_owned()),
         }
@@ -514,6 +522,7 @@ mod tests {
             restored: false,
             image: None,
             provider: None,
+            stand_ins: BTreeMap::new(),
             pool: Some(warm),
         };
         pool.keep(vec![spec]);

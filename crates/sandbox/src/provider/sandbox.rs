@@ -15,7 +15,7 @@ use super::quota::Room;
 use crate::answer::Answer;
 use crate::connection::Connection;
 use crate::error::SandboxError;
-use crate::seam::{CallState, Meter, Sandbox, Traffic};
+use crate::seam::{CallState, Meter, Sandbox, SandboxSpec, Traffic};
 
 /// How long anything but a run may take; a sandbox at its CPU limit is slow, not dead.
 const CONTROL_TIMEOUT: Duration = Duration::from_secs(30);
@@ -46,9 +46,10 @@ pub(super) struct WayOut {
 
 impl HandSandbox {
     /// Makes sure that the other end is a hand of the right version and generation.
-    pub(crate) async fn greet(&self, epoch: u64) -> Result<(), SandboxError> {
-        let fence = Fence { epoch, generation: self.generation };
-        let hello = self.connection.ask(fence, Op::Hello {}, CONTROL_TIMEOUT).await?;
+    pub(crate) async fn greet(&self, spec: &SandboxSpec) -> Result<(), SandboxError> {
+        let fence = Fence { epoch: spec.epoch, generation: self.generation };
+        let hello = Op::Hello { variables: spec.stand_ins.clone() };
+        let hello = self.connection.ask(fence, hello, CONTROL_TIMEOUT).await?;
         if let Answer::Hello { version: VERSION, generation } = hello
             && generation == self.generation
         {

@@ -245,6 +245,7 @@ async fn read_back(server: &Server, session: &str) -> anyhow::Result<String> {
         restored: false,
         image: None,
         provider: None,
+        stand_ins: std::collections::BTreeMap::new(),
         pool: None,
     };
     let sandbox = compute.attach(&key, &spec).await?.context("the sandbox is gone")?;

@@ -227,6 +227,7 @@ fn spec(hands: &Hands, epoch: u64) -> SandboxSpec {
         restored: false,
         image: None,
         provider: None,
+        stand_ins: std::collections::BTreeMap::new(),
         pool: None,
     }
 }

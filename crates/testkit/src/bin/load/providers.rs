@@ -232,13 +232,8 @@ async fn full(client: &Client, environment: &str) -> anyhow::Result<()> {
     let deadline = Instant::now() + FILLING;
     let pool = format!("pool=\"{environment}\"");
     while Instant::now() < deadline {
-        let http = reqwest::Client::builder().no_proxy().build()?;
-        let said = http.get(format!("{}/metrics", client.base)).send().await?.text().await?;
-        let full = said.lines().any(|line| {
-            line.starts_with("vaquero_sandbox_pool_ready")
-                && line.contains(&pool)
-                && line.ends_with(" 1")
-        });
+        let full =
+            client.metric("vaquero_sandbox_pool_ready", &[&pool]).await.as_deref() == Some("1");
         if full {
             return Ok(());
         }

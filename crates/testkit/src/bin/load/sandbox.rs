@@ -85,6 +85,7 @@ async fn calls(exe: &Path, spares: u32, count: usize) -> anyhow::Result<Calls> {
         restored: false,
         image: None,
         provider: None,
+        stand_ins: BTreeMap::new(),
         pool: None,
     };
     let fence = Fence { epoch: 1, generation: 1 };
