@@ -24,6 +24,10 @@ const PATIENCE: Duration = Duration::from_secs(1);
 const AT_ONCE: usize = 4;
 /// How often what is ready is compared with what lives, and what could not be made is tried again.
 const ROUND: Duration = Duration::from_secs(30);
+/// The least between two looks at what is too old.
+const BREATH: Duration = Duration::from_secs(1);
+/// When what could not be installed is tried again, if no session asks for it before.
+const REINSTALL: Duration = Duration::from_mins(5);
 
 /// What a spare is like: only one of the very same kind will do.
 #[derive(Clone, Debug, PartialEq)]
@@ -88,7 +92,7 @@ struct Kept {
     pool: WarmPool,
     given: u64,
     made_anew: u64,
-    /// After one could not be made.
+    /// No more are made before, since one could not be, or something has to be installed first.
     not_before: Option<Instant>,
 }
 
@@ -228,11 +232,20 @@ impl Pool {
     /// One could not be made.
     fn forgo(&self, kind: &Kind) {
         let mut state = lock(&self.state);
-        if let Some(kept) = kind.pool.as_ref().and_then(|name| state.kept.get_mut(name)) {
-            kept.not_before = Some(Instant::now() + ROUND);
-        } else {
+        match &kind.pool {
+            Some(name) => {
+                drop(state);
+                self.hold(name, Some(ROUND));
+            }
             // Until somebody asks for one again.
-            state.last.take_if(|(last, _)| last == kind);
+            None => drop(state.last.take_if(|(last, _)| last == kind)),
+        }
+    }
+
+    /// Has no more made for an environment for so long.
+    fn hold(&self, name: &str, hold: Option<Duration>) {
+        if let Some(kept) = lock(&self.state).kept.get_mut(name) {
+            kept.not_before = hold.map(|hold| Instant::now() + hold);
         }
     }
 
@@ -244,7 +257,8 @@ impl Pool {
             Some(spare.since + kept.pool.max_age)
         });
         let next = ages.chain(state.last.iter().map(|(_, until)| *until)).min();
-        next.map_or(ROUND, |at| at.saturating_duration_since(Instant::now()).min(ROUND))
+        let until = |at: Instant| at.saturating_duration_since(Instant::now());
+        next.map_or(ROUND, |at| until(at).clamp(BREATH, ROUND))
     }
 
     fn drain(&self) -> Vec<Spare> {
@@ -385,15 +399,17 @@ impl<E: Engine> Inner<E> {
                     let max_age = Some(pool.max_age);
                     wanted.push(Wanted { kind, size, max_age, may_grow });
                 }
-                Ok(None) => {
-                    let (inner, spec) = (Arc::clone(self), spec.clone());
+                Ok(None) if may_grow => {
+                    self.pool.hold(&pool.name, Some(ROUND));
+                    let (inner, spec, name) = (Arc::clone(self), spec.clone(), pool.name.clone());
                     self.shared.tasks.spawn(async move {
                         // Why it could not be made is said by whoever makes it.
-                        if inner.layer(&spec).await.is_ok() {
-                            inner.pool.stirred.notify_one();
-                        }
+                        let made = inner.layer(&spec).await;
+                        inner.pool.hold(&name, made.is_err().then_some(REINSTALL));
+                        inner.pool.stirred.notify_one();
                     });
                 }
+                Ok(None) => {}
                 Err(error) => {
                     tracing::warn!(pool = pool.name, %error, "a warm pool cannot be filled");
                 }
@@ -423,7 +439,7 @@ impl<E: Engine> Inner<E> {
         self.end_spare(&key).await;
     }
 
-    /// Forgets spares that do not live, and ends those that nobody knows.
+    /// Forgets spares that do not live any more.
     async fn compare_spares(&self) {
         let before: BTreeSet<SandboxKey> =
             lock(&self.pool.state).ready.iter().map(|spare| spare.key.clone()).collect();
