@@ -11,7 +11,7 @@ pub(crate) mod validate;
 use crate::{app::App, reject::Result};
 use serde_json::Value;
 use std::sync::Arc;
-use vaquero_store::{Document, DocumentQuery, Expect, Order, StoreError, Write};
+use vaquero_store::{Document, DocumentQuery, Expect, StoreError, Write};
 use vaquero_types::{
     ApiError, ErrorCode, Timestamp, VaultId, WorkspaceId,
     credential::{Credential, Secrets},
@@ -52,15 +52,9 @@ pub(crate) async fn of_vault(
     vault: &VaultId,
 ) -> Result<Vec<(Document, Credential)>> {
     let mut query = DocumentQuery {
-        workspace: workspace.clone(),
-        kind: KIND.to_owned(),
         parent: Some(vault.as_str().to_owned()),
         include_archived: true,
-        from: None,
-        until: None,
-        order: Order::Ascending,
-        cursor: None,
-        limit: 100,
+        ..DocumentQuery::new(workspace.clone(), KIND, 100)
     };
     let mut all = Vec::new();
     loop {

@@ -30,15 +30,13 @@ pub(crate) async fn page(app: &App, workspace: &WorkspaceId, page: Page) -> Resu
         page.bounds.admit(place.key().0)?;
     }
     let query = DocumentQuery {
-        workspace: workspace.clone(),
-        kind: page.kind.to_owned(),
         parent: page.parent,
         include_archived: page.include_archived,
         from: page.bounds.from,
         until: page.bounds.until,
         order: Order::Descending,
         cursor: place.map(|place| place.key()),
-        limit: page.limit,
+        ..DocumentQuery::new(workspace.clone(), page.kind, page.limit)
     };
     let found = app.parts.store.documents(&query).await?;
     let last = found.documents.last().map(|document| Place {

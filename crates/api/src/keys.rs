@@ -237,15 +237,9 @@ pub async fn find(store: &dyn Store, hash: &str) -> Result<Option<ApiKey>, Store
 /// All keys, newest first, revoked ones too.
 pub async fn list(store: &dyn Store) -> Result<Vec<ApiKey>, StoreError> {
     let query = DocumentQuery {
-        workspace: system(),
-        kind: KIND.to_owned(),
-        parent: None,
         include_archived: true,
-        from: None,
-        until: None,
         order: Order::Descending,
-        cursor: None,
-        limit: 10_000,
+        ..DocumentQuery::new(system(), KIND, 10_000)
     };
     store.documents(&query).await?.documents.iter().map(decode).collect()
 }

@@ -248,15 +248,9 @@ async fn documents(
     writer: &mut Writer<'_, impl Output>,
 ) -> Result<(), PortableError> {
     let mut query = DocumentQuery {
-        workspace: workspace.clone(),
-        kind: kind.to_owned(),
         parent: parent.map(str::to_owned),
         include_archived: true,
-        from: None,
-        until: None,
-        order: Order::Ascending,
-        cursor: None,
-        limit: PAGE,
+        ..DocumentQuery::new(workspace.clone(), kind, PAGE)
     };
     loop {
         let page = store.documents(&query).await?;

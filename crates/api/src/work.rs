@@ -17,7 +17,7 @@ use std::{
     time::Duration,
 };
 use vaquero_core::queue;
-use vaquero_store::{Document, DocumentQuery, Expect, Order, SessionRow, StoreError, Write};
+use vaquero_store::{Document, DocumentQuery, Expect, SessionRow, StoreError, Write};
 use vaquero_types::{
     ApiError, EnvironmentId, ErrorCode, Timestamp, WorkId, WorkspaceId,
     environment::{Config, Environment},
@@ -96,15 +96,8 @@ async fn open(
     environment: &EnvironmentId,
 ) -> Result<Vec<(Document, KeptWork)>> {
     let mut query = DocumentQuery {
-        workspace: workspace.clone(),
-        kind: KIND.to_owned(),
         parent: Some(environment.as_str().to_owned()),
-        include_archived: false,
-        from: None,
-        until: None,
-        order: Order::Ascending,
-        cursor: None,
-        limit: PAGE,
+        ..DocumentQuery::new(workspace.clone(), KIND, PAGE)
     };
     let mut all = Vec::new();
     loop {

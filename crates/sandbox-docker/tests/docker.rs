@@ -109,17 +109,8 @@ async fn containers(host: &str, dir: &Path) -> BTreeMap<String, String> {
 
 fn plain() -> SandboxSpec {
     SandboxSpec {
-        generation: 1,
-        epoch: 1,
-        limits: Limits::default(),
         env: BTreeMap::from([("OF".to_owned(), "all".to_owned())]),
-        outbound: None,
-        provision: None,
-        restored: false,
-        image: None,
-        provider: None,
-        stand_ins: BTreeMap::new(),
-        pool: None,
+        ..SandboxSpec::new(1, 1, Limits::default())
     }
 }
 

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use vaquero_sandbox::SandboxError;
 use vaquero_types::{Clock, SystemClock};
 
-use crate::pods::{OWNER, failed};
+use crate::errors::failed;
 
 const GROUP: &str = "agents.x-k8s.io";
 
@@ -70,9 +70,9 @@ impl Controller {
         Ok(found.is_some_and(|sandbox| sandbox.metadata.deletion_timestamp.is_none()))
     }
 
-    /// The names of an owner's.
-    pub(crate) async fn list(&self, owner: &str) -> Result<Vec<String>, SandboxError> {
-        let parameters = ListParams::default().labels(&format!("{OWNER}={owner}"));
+    /// The names of those with such labels.
+    pub(crate) async fn list(&self, labels: &str) -> Result<Vec<String>, SandboxError> {
+        let parameters = ListParams::default().labels(labels);
         let listed = self.api.list(&parameters).await;
         let listed = listed.map_err(|error| failed("cannot list sandboxes", &error))?;
         let there = listed.items.into_iter().map(|sandbox| sandbox.metadata);

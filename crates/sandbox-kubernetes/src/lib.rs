@@ -3,6 +3,7 @@
 //! is tried against as well, never against a cluster.
 
 mod controller;
+mod errors;
 mod pods;
 
 use std::path::PathBuf;

@@ -16,9 +16,10 @@ use vaquero_sandbox::remote::{Machine, Pipe, Wanted, unique};
 
 use crate::KubernetesConfig;
 use crate::controller::Controller;
+use crate::errors::failed;
 
 /// What marks a pod as this server's, and what it is for.
-pub(crate) const OWNER: &str = "vaquero/owner";
+const OWNER: &str = "vaquero/owner";
 const SESSION: &str = "vaquero/session";
 const SANDBOX: &str = "vaquero/sandbox";
 /// The one container of a pod.
@@ -187,7 +188,7 @@ impl Pods {
     pub(crate) async fn list(&self, owner: &str) -> Result<Vec<Machine>, SandboxError> {
         let pods = self.pods(owner).await?;
         let Some(controller) = &self.controller else { return Ok(pods) };
-        let names = controller.list(owner).await?.into_iter();
+        let names = controller.list(&format!("{OWNER}={owner}")).await?.into_iter();
         let runs = |id: &String| pods.iter().any(|pod| pod.id == *id && pod.runs);
         Ok(names.map(|id| Machine { runs: runs(&id), id }).collect())
     }
@@ -319,21 +320,4 @@ fn stuck(why: &str) -> SandboxError {
         format!("a pod cannot be used: {why:.400}"),
         "see `kubectl describe pod` for what the cluster says; the image needs /bin/sh, /bin/bash, tar and gzip",
     )
-}
-
-/// Why the cluster did not do something. [`SandboxError::Gone`] if there is no such thing.
-pub(crate) fn failed(what: &str, error: &Error) -> SandboxError {
-    match error {
-        Error::Api(status) if status.code == 404 => {
-            SandboxError::gone(format!("{what}: {}", status.message))
-        }
-        Error::Api(status) if matches!(status.code, 401 | 403) => SandboxError::unavailable(
-            format!("{what}: {}", status.message),
-            "give this server's account the role in docs/providers.md",
-        ),
-        _ => SandboxError::unavailable(
-            format!("{what}: {error}"),
-            "see whether the cluster's API can be reached from this server",
-        ),
-    }
 }

@@ -131,17 +131,8 @@ impl Arena<'_> {
     /// Small limits, and no way out.
     fn spec() -> SandboxSpec {
         SandboxSpec {
-            generation: 1,
-            epoch: 1,
-            limits: LIMITS,
             env: BTreeMap::from([("ALLOWED".to_owned(), "yes".to_owned())]),
-            outbound: None,
-            provision: None,
-            restored: false,
-            image: None,
-            provider: None,
-            stand_ins: BTreeMap::new(),
-            pool: None,
+            ..SandboxSpec::new(1, 1, LIMITS)
         }
     }
 

@@ -149,19 +149,8 @@ const FENCE: Fence = Fence { epoch: 1, generation: 1 };
 
 /// A sandbox without anything.
 pub fn spec() -> SandboxSpec {
-    SandboxSpec {
-        generation: 1,
-        epoch: 1,
-        limits: Limits { memory_bytes: 512 << 20, ..Limits::default() },
-        env: BTreeMap::new(),
-        outbound: None,
-        provision: None,
-        restored: false,
-        image: None,
-        provider: None,
-        stand_ins: BTreeMap::new(),
-        pool: None,
-    }
+    let limits = Limits { memory_bytes: 512 << 20, ..Limits::default() };
+    SandboxSpec::new(1, 1, limits)
 }
 
 fn said(result: &ToolResult) -> String {

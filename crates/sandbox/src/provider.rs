@@ -132,19 +132,7 @@ impl<E: Engine> Provider<E> {
         let limits = Limits { workspace_bytes: 1 << 20, tmp_bytes: 1 << 20, ..Limits::default() };
         let nothing = Outbound { reach: Reach::Limited(Vec::new()), vaults: None };
         let outbound = self.inner.uplink.is_some().then_some(nothing);
-        let spec = SandboxSpec {
-            generation: 1,
-            epoch: 1,
-            limits,
-            env: BTreeMap::new(),
-            outbound,
-            provision: None,
-            restored: false,
-            image: None,
-            provider: None,
-            stand_ins: BTreeMap::new(),
-            pool: None,
-        };
+        let spec = SandboxSpec { outbound, ..SandboxSpec::new(1, 1, limits) };
         let proved = match self.ensure(&key, &spec).await {
             Ok(sandbox) => self.inner.engine.prove(sandbox.as_ref()).await,
             Err(error) => Err(error),

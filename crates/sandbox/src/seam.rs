@@ -132,6 +132,25 @@ pub struct SandboxSpec {
     pub pool: Option<WarmPool>,
 }
 
+impl SandboxSpec {
+    /// One with nothing in it and no way out.
+    pub fn new(generation: u64, epoch: u64, limits: Limits) -> Self {
+        Self {
+            generation,
+            epoch,
+            limits,
+            env: BTreeMap::new(),
+            outbound: None,
+            provision: None,
+            restored: false,
+            image: None,
+            provider: None,
+            stand_ins: BTreeMap::new(),
+            pool: None,
+        }
+    }
+}
+
 /// Sandboxes that an environment wants ready for its new sessions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WarmPool {

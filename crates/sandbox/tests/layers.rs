@@ -38,17 +38,9 @@ fn spec(setup: &[&str]) -> SandboxSpec {
         env: env.clone(),
     };
     SandboxSpec {
-        generation: 1,
-        epoch: 1,
-        limits: Limits::default(),
         env,
-        outbound: None,
         provision: Some(Arc::new(provision)),
-        restored: false,
-        image: None,
-        provider: None,
-        stand_ins: BTreeMap::new(),
-        pool: None,
+        ..SandboxSpec::new(1, 1, Limits::default())
     }
 }
 

@@ -36,19 +36,7 @@ fn key(session: &str) -> SandboxKey {
 }
 
 fn spec(generation: u64) -> SandboxSpec {
-    SandboxSpec {
-        generation,
-        epoch: 1,
-        limits: Limits::default(),
-        env: BTreeMap::new(),
-        outbound: None,
-        provision: None,
-        restored: false,
-        image: None,
-        provider: None,
-        stand_ins: BTreeMap::new(),
-        pool: None,
-    }
+    SandboxSpec::new(generation, 1, Limits::default())
 }
 
 fn fence(generation: u64) -> Fence {

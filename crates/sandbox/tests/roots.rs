@@ -29,19 +29,7 @@ fn config(dir: &Path, root: &Path) -> LocalConfig {
 }
 
 fn spec(provision: Option<Provision>) -> SandboxSpec {
-    SandboxSpec {
-        generation: 1,
-        epoch: 1,
-        limits: Limits::default(),
-        env: BTreeMap::new(),
-        outbound: None,
-        provision: provision.map(Arc::new),
-        restored: false,
-        image: None,
-        provider: None,
-        stand_ins: BTreeMap::new(),
-        pool: None,
-    }
+    SandboxSpec { provision: provision.map(Arc::new), ..SandboxSpec::new(1, 1, Limits::default()) }
 }
 
 async fn sh(sandbox: &dyn Sandbox, command: &str) -> String {

@@ -1,7 +1,6 @@
 //! The tools as a model calls them, in a real sandbox: what they answer, and what they answer to nonsense.
 #![expect(clippy::unwrap_used, reason = "helpers of tests may fail as tests do")]
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -32,19 +31,7 @@ impl Bench {
             config.limits_mode = LimitsMode::Degraded;
         }
         let provider = LocalProvider::start(config, None).await.unwrap();
-        let spec = SandboxSpec {
-            generation: 1,
-            epoch: 1,
-            limits: Limits::default(),
-            env: BTreeMap::new(),
-            outbound: None,
-            provision: None,
-            restored: false,
-            image: None,
-            provider: None,
-            stand_ins: BTreeMap::new(),
-            pool: None,
-        };
+        let spec = SandboxSpec::new(1, 1, Limits::default());
         let sandbox = provider.ensure(&SandboxKey::default_of("sesn_tools"), &spec).await.unwrap();
         Self { sandbox, provider, calls: AtomicU32::new(0), dir }
     }

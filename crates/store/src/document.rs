@@ -69,6 +69,23 @@ pub struct DocumentQuery {
     pub limit: usize,
 }
 
+impl DocumentQuery {
+    /// All that are not archived, oldest first.
+    pub fn new(workspace: WorkspaceId, kind: &str, limit: usize) -> Self {
+        Self {
+            workspace,
+            kind: kind.to_owned(),
+            parent: None,
+            include_archived: false,
+            from: None,
+            until: None,
+            order: Order::Ascending,
+            cursor: None,
+            limit,
+        }
+    }
+}
+
 /// A page of documents.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DocumentPage {

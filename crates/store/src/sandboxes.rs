@@ -1,7 +1,7 @@
 //! Records of sandboxes: a document for each, under its session, in a workspace that no client has, so that they are no part of what is exported.
 
 use crate::{
-    CommitError, Document, DocumentQuery, Expect, Order, SessionRow, Store, StoreError, Write,
+    CommitError, Document, DocumentQuery, Expect, SessionRow, Store, StoreError, Write,
     document::CHECKPOINT,
 };
 use vaquero_types::{
@@ -47,15 +47,9 @@ pub async fn list(
     ended: bool,
 ) -> Result<Vec<SandboxRecord>, StoreError> {
     let mut query = DocumentQuery {
-        workspace: system(),
-        kind: KIND.to_owned(),
         parent: session.map(|session| session.as_str().to_owned()),
         include_archived: ended,
-        from: None,
-        until: None,
-        order: Order::Ascending,
-        cursor: None,
-        limit: PAGE,
+        ..DocumentQuery::new(system(), KIND, PAGE)
     };
     let mut all = Vec::new();
     loop {

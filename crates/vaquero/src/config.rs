@@ -28,7 +28,7 @@ use vaquero_worker::Retention;
 const NOT_SETTINGS: [&str; 3] = ["CONFIG", "CRASH_POINT", "DEMO_MODEL"];
 
 /// Settings that are numbers.
-const NUMBERS: [&str; 21] = [
+const NUMBERS: [&str; 22] = [
     "retention_archived_days",
     "retention_idle_days",
     "database_connections",
@@ -39,6 +39,7 @@ const NUMBERS: [&str; 21] = [
     "sandbox_disk_mb",
     "sandbox_io_mb",
     "sandbox_spares",
+    "sandbox_warm_max",
     "workspace_history",
     "turns",
     "turn_seconds",
@@ -237,6 +238,7 @@ pub(crate) struct Config {
     pub(crate) sandbox_disk_mb: u64,
     pub(crate) sandbox_io_mb: u64,
     pub(crate) sandbox_spares: u32,
+    pub(crate) sandbox_warm_max: u32,
     pub(crate) turns: usize,
     pub(crate) turn_seconds: u64,
     pub(crate) turn_model_calls: u32,
@@ -318,6 +320,7 @@ impl Default for Config {
             sandbox_disk_mb: sandbox.workspace_bytes >> 20,
             sandbox_io_mb: sandbox.io_bytes >> 20,
             sandbox_spares: 1,
+            sandbox_warm_max: 32,
             turns: 256,
             turn_seconds: limits.turn_time.as_secs(),
             turn_model_calls: limits.model_calls,

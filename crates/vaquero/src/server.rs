@@ -175,6 +175,7 @@ impl Server {
                 limits: config.limits(),
                 max_tokens: config.model_max_tokens,
                 retention: config.retention(),
+                warm_max: config.sandbox_warm_max,
                 ..vaquero_worker::Config::default()
             };
             worker.spawn(Worker::new(world, settings).run(stop_worker.clone(), ended_inbox));

@@ -1,6 +1,6 @@
 //! What is known of credentials without their secrets.
 
-use vaquero_store::{DocumentQuery, Order, Store, StoreError};
+use vaquero_store::{DocumentQuery, Store, StoreError};
 use vaquero_types::{VaultId, WorkspaceId, credential::Credential};
 
 /// The kind of vaults' documents.
@@ -17,15 +17,8 @@ pub(crate) async fn active(
     vault: &VaultId,
 ) -> Result<Vec<Credential>, StoreError> {
     let query = DocumentQuery {
-        workspace: workspace.clone(),
-        kind: CREDENTIAL.to_owned(),
         parent: Some(vault.as_str().to_owned()),
-        include_archived: false,
-        from: None,
-        until: None,
-        order: Order::Ascending,
-        cursor: None,
-        limit: PAGE,
+        ..DocumentQuery::new(workspace.clone(), CREDENTIAL, PAGE)
     };
     let found = store.documents(&query).await?.documents;
     let decode = |document: &vaquero_store::Document| {

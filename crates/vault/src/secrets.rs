@@ -3,7 +3,7 @@
 use crate::{KeyError, Keyring, OpenError, Sealed};
 use serde::{Deserialize, Serialize};
 use vaquero_store::{
-    CommitError, Document, DocumentQuery, Expect, Order, Store, StoreError, Write, document::SYSTEM,
+    CommitError, Document, DocumentQuery, Expect, Store, StoreError, Write, document::SYSTEM,
 };
 use vaquero_types::{CredentialId, Timestamp, WorkspaceId, credential::Secrets};
 
@@ -130,17 +130,8 @@ pub async fn reseal(
     now: Timestamp,
 ) -> Result<usize, SecretError> {
     let mut resealed = 0;
-    let mut query = DocumentQuery {
-        workspace: system(),
-        kind: KIND.to_owned(),
-        parent: None,
-        include_archived: true,
-        from: None,
-        until: None,
-        order: Order::Ascending,
-        cursor: None,
-        limit: PAGE,
-    };
+    let mut query =
+        DocumentQuery { include_archived: true, ..DocumentQuery::new(system(), KIND, PAGE) };
     loop {
         let page = store.documents(&query).await?;
         query.cursor = page.documents.last().map(|last| (last.created_at, last.id.clone()));

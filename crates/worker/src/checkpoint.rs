@@ -21,8 +21,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use vaquero_blob::{BlobError, Blobs};
 use vaquero_sandbox::{Fence, Piece, Sandbox, SandboxError};
 use vaquero_store::{
-    CommitError, Document, DocumentQuery, EventQuery, Expect, Order, SharedStore, StoreError,
-    WorkerName, Write, document::CHECKPOINT,
+    CommitError, Document, DocumentQuery, EventQuery, Expect, SharedStore, StoreError, WorkerName,
+    Write, document::CHECKPOINT,
 };
 use vaquero_types::{
     Clock, EventId, SessionId, Timestamp, WorkspaceId, checkpoint::Source, sandbox::owner_of,
@@ -490,15 +490,9 @@ impl Checkpoints {
         session: &SessionId,
     ) -> Result<bool, StoreError> {
         let query = DocumentQuery {
-            workspace: workspace.clone(),
-            kind: CHECKPOINT.to_owned(),
             parent: Some(session.as_str().to_owned()),
             include_archived: true,
-            from: None,
-            until: None,
-            order: Order::Ascending,
-            cursor: None,
-            limit: 1,
+            ..DocumentQuery::new(workspace.clone(), CHECKPOINT, 1)
         };
         Ok(!self.store.documents(&query).await?.documents.is_empty())
     }

@@ -162,7 +162,7 @@ impl Hands {
 
     /// A sandbox of this session; what it may reach is still to be found out.
     fn spec(&self, generation: u64) -> SandboxSpec {
-        self.world.sandbox(generation, self.epoch)
+        SandboxSpec::new(generation, self.epoch, self.world.limits)
     }
 
     /// Begins with what the first sandbox will need.

@@ -20,9 +20,9 @@ pub use retention::Retention;
 pub use run::{Config, Worker};
 
 use futures::future::{BoxFuture, Shared};
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 use vaquero_model::ModelProvider;
-use vaquero_sandbox::{ComputeProvider, Limits, SandboxSpec};
+use vaquero_sandbox::{ComputeProvider, Limits};
 use vaquero_store::{Live, SharedStore};
 use vaquero_types::{Clock, IdGen};
 
@@ -56,23 +56,4 @@ pub struct World {
     pub clock: Arc<dyn Clock>,
     /// New ids.
     pub ids: Arc<dyn IdGen>,
-}
-
-impl World {
-    /// A sandbox of which only its size is known.
-    pub(crate) fn sandbox(&self, generation: u64, epoch: u64) -> SandboxSpec {
-        SandboxSpec {
-            generation,
-            epoch,
-            limits: self.limits,
-            env: BTreeMap::new(),
-            outbound: None,
-            provision: None,
-            restored: false,
-            image: None,
-            provider: None,
-            stand_ins: BTreeMap::new(),
-            pool: None,
-        }
-    }
 }

@@ -4,7 +4,7 @@ use crate::{
     World,
     outbound::{Origin, mcp_hosts},
 };
-use vaquero_sandbox::{SandboxError, SandboxKey};
+use vaquero_sandbox::{SandboxError, SandboxKey, SandboxSpec};
 use vaquero_types::{SessionId, session::SessionBody};
 
 /// Has a sandbox go on that lives here, with what it may reach as its session's environment says now; false if there is none.
@@ -27,7 +27,7 @@ pub async fn resume(world: &World, key: &SandboxKey) -> Result<bool, SandboxErro
         vaults: body.vault_ids,
         sandbox: name.to_owned(),
     };
-    let mut spec = world.sandbox(generation, row.epoch);
+    let mut spec = SandboxSpec::new(generation, row.epoch, world.limits);
     origin.complete(world, &mut spec).await?;
     Ok(world.compute.attach(key, &spec).await?.is_some())
 }

@@ -37,6 +37,8 @@ pub struct Config {
     pub max_tokens: u32,
     /// How long sessions are kept.
     pub retention: Retention,
+    /// Most sandboxes that environments' warm pools keep ready here.
+    pub warm_max: u32,
 }
 
 impl Default for Config {
@@ -49,6 +51,7 @@ impl Default for Config {
             limits: Limits::default(),
             max_tokens: 32_000,
             retention: Retention::default(),
+            warm_max: 32,
         }
     }
 }
@@ -80,7 +83,8 @@ impl Worker {
         };
         background.spawn(reaper.run(ended, stop.clone()));
         background.spawn(retention::run(self.world.clone(), self.config.retention, stop.clone()));
-        background.spawn(pools::run(self.world.clone(), self.config.sweep, stop.clone()));
+        let (every, most) = (self.config.sweep, self.config.warm_max);
+        background.spawn(pools::run(self.world.clone(), every, most, stop.clone()));
         background.spawn(beat(self.world.clone(), self.config.clone(), stop.clone()));
         let slots = Arc::new(Semaphore::new(self.config.slots));
         let mut turns = JoinSet::new();

@@ -528,19 +528,7 @@ mod tests {
 
     fn keep(pool: &Pool, name: &str) {
         let warm = WarmPool { name: name.to_owned(), size: 2, max_age: HOUR };
-        let spec = SandboxSpec {
-            generation: 1,
-            epoch: 1,
-            limits: Limits::default(),
-            env: BTreeMap::new(),
-            outbound: None,
-            provision: None,
-            restored: false,
-            image: None,
-            provider: None,
-            stand_ins: BTreeMap::new(),
-            pool: Some(warm),
-        };
+        let spec = SandboxSpec { pool: Some(warm), ..SandboxSpec::new(1, 1, Limits::default()) };
         pool.keep(vec![spec]);
     }
 

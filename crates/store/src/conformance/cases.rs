@@ -65,15 +65,8 @@ pub(super) async fn documents_page_without_gaps(store: SharedStore) {
         store.commit(vec![put(made, Expect::Absent)], at(1)).await.expect("created");
     }
     let mut query = DocumentQuery {
-        workspace: workspace("a"),
-        kind: "thing".to_owned(),
-        parent: None,
-        include_archived: false,
-        from: None,
-        until: None,
         order: Order::Descending,
-        cursor: None,
-        limit: 2,
+        ..DocumentQuery::new(workspace("a"), "thing", 2)
     };
     let mut seen = Vec::new();
     loop {

@@ -235,19 +235,7 @@ async fn read_back(server: &Server, session: &str) -> anyhow::Result<String> {
     let key = SandboxKey::default_of(session);
     let far = u64::from(u32::MAX);
     let compute = server.compute.as_ref().context("a server that runs turns has hands")?;
-    let spec = SandboxSpec {
-        generation: 1,
-        epoch: far,
-        limits: vaquero_sandbox::Limits::default(),
-        env: std::collections::BTreeMap::new(),
-        outbound: None,
-        provision: None,
-        restored: false,
-        image: None,
-        provider: None,
-        stand_ins: std::collections::BTreeMap::new(),
-        pool: None,
-    };
+    let spec = SandboxSpec::new(1, far, vaquero_sandbox::Limits::default());
     let sandbox = compute.attach(&key, &spec).await?.context("the sandbox is gone")?;
     let fence = vaquero_sandbox::Fence { epoch: far, generation: 1 };
     let bytes = sandbox.read_file("/workspace/fibonacci.txt", 64 << 10, fence).await?;

@@ -126,6 +126,10 @@ pub(crate) struct SandboxArgs {
     #[arg(long, value_name = "COUNT")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) sandbox_spares: Option<u32>,
+    /// Most sandboxes that environments' warm pools keep ready on this server [default: 32].
+    #[arg(long, value_name = "COUNT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) sandbox_warm_max: Option<u32>,
     /// With `--sandbox unsafe-host`: environments may install packages and run setup commands on this host itself.
     #[arg(long, value_name = "BOOLEAN", num_args = 0..=1, default_missing_value = "true")]
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -218,17 +218,8 @@ fn fence(epoch: u64) -> Fence {
 
 fn spec(hands: &Hands, epoch: u64) -> SandboxSpec {
     SandboxSpec {
-        generation: GENERATION,
-        epoch,
-        limits: hands.limits,
-        env: std::collections::BTreeMap::new(),
         outbound: hands.outbound.clone(),
-        provision: None,
-        restored: false,
-        image: None,
-        provider: None,
-        stand_ins: std::collections::BTreeMap::new(),
-        pool: None,
+        ..SandboxSpec::new(GENERATION, epoch, hands.limits)
     }
 }
 

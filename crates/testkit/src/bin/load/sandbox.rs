@@ -3,7 +3,6 @@
 use crate::{Args, machine::Times, others};
 use serde_json::json;
 use std::{
-    collections::BTreeMap,
     path::Path,
     sync::Arc,
     time::{Duration, Instant},
@@ -76,17 +75,8 @@ async fn calls(exe: &Path, spares: u32, count: usize) -> anyhow::Result<Calls> {
     config.spares = spares;
     let provider = LocalProvider::start(config, Some(Arc::new(Nowhere))).await?;
     let spec = SandboxSpec {
-        generation: 1,
-        epoch: 1,
-        limits: vaquero_sandbox::Limits::default(),
-        env: BTreeMap::new(),
         outbound: Some(Outbound { reach: Reach::Unrestricted, vaults: None }),
-        provision: None,
-        restored: false,
-        image: None,
-        provider: None,
-        stand_ins: BTreeMap::new(),
-        pool: None,
+        ..SandboxSpec::new(1, 1, vaquero_sandbox::Limits::default())
     };
     let fence = Fence { epoch: 1, generation: 1 };
     let mut calls = Calls::default();
