@@ -122,7 +122,7 @@ async fn disk_bomb(arena: &Arena<'_>) -> Result<(), String> {
 
 async fn inode_bomb(arena: &Arena<'_>) -> Result<(), String> {
     let program = r#"my $made = 0; for (1..20000) { if (open(my $f, ">", "/workspace/f$_")) { $made = $_ } else { last } }
-        print "made $made\n"; sleep 20 if $made > 3000;"#;
+        print "made $made\n"; sleep 100 if $made > 3000;"#;
     let Some(said) = with_little_room(arena, &perl(program)).await? else { return Ok(()) };
     let made = said.text.rsplit("made ").next().and_then(|n| n.trim().parse::<u64>().ok());
     check(made.is_some_and(|made| made <= ROOM / (16 << 10)), || format!("{said:?}"))
