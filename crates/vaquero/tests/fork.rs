@@ -52,6 +52,17 @@ fn ids(events: &[Value]) -> BTreeSet<&str> {
     events.iter().filter_map(|event| event["id"].as_str()).collect()
 }
 
+/// Where several servers could share a database, files are only kept where all of them see them.
+async fn server(model: &Model) -> anyhow::Result<Server> {
+    let mut server = Server::new(EXE, &model.base)?;
+    if std::env::var("VAQUERO_TEST_STORE").is_ok() {
+        let blobs = server.data().join("shared");
+        server.set("VAQUERO_BLOB_URL", &format!("file://{}", blobs.display()));
+    }
+    server.start().await?;
+    Ok(server)
+}
+
 fn types(events: &[Value]) -> Vec<&str> {
     events.iter().filter_map(|event| event["type"].as_str()).collect()
 }
@@ -60,13 +71,7 @@ fn types(events: &[Value]) -> Vec<&str> {
 async fn a_fork_has_the_log_and_the_files_of_its_event_and_goes_its_own_way() -> anyhow::Result<()>
 {
     let model = Model::start().await?;
-    let mut server = Server::new(EXE, &model.base)?;
-    if std::env::var("VAQUERO_TEST_STORE").is_ok() {
-        // Where several servers could share a database, files are only kept where all of them see them.
-        let blobs = server.data().join("shared");
-        server.set("VAQUERO_BLOB_URL", &format!("file://{}", blobs.display()));
-    }
-    server.start().await?;
+    let server = server(&model).await?;
     let client = server.client();
     let session = session(client).await?;
     client
@@ -210,12 +215,7 @@ async fn what_cannot_be_forked_is_refused() -> anyhow::Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_fork_has_the_files_of_all_its_sandboxes() -> anyhow::Result<()> {
     let model = Model::start().await?;
-    let mut server = Server::new(EXE, &model.base)?;
-    if std::env::var("VAQUERO_TEST_STORE").is_ok() {
-        let blobs = server.data().join("shared");
-        server.set("VAQUERO_BLOB_URL", &format!("file://{}", blobs.display()));
-    }
-    server.start().await?;
+    let server = server(&model).await?;
     let client = server.client();
     let config = json!({ "type": "cloud", "sandboxes": [{ "name": "twin" }] });
     let session = session_in(client, config).await?;
