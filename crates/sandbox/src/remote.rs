@@ -1,6 +1,7 @@
 //! Sandboxes in machines that somebody else runs: E2B's, Modal's, Daytona's. Whoever offers machines is behind [`Machines`]; what a server does with them is written here, once. The
 //! machine's own network is shut: the hand's line and its proxy's connections go over the standard streams of a relay that is started in it.
 
+mod equip;
 #[cfg(feature = "http")]
 pub mod http;
 mod line;
@@ -12,7 +13,6 @@ mod relay;
 mod text;
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,20 +20,17 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use flate2::Compression;
-use flate2::write::GzEncoder;
 use tokio::sync::OnceCell;
 
 pub use self::machines::{Machine, Machines, Rest, Wanted, unique};
 pub use self::pipe::{Input, Pipe};
 use self::records::{Record, Records};
-use self::relay::HAND_PROCESS;
 pub(crate) use self::relay::relay_main;
-use crate::container::{Kit, WayOut, trust_files, variables};
+use crate::container::Kit;
 use crate::engine::{BUILD, CANARY, Engine, Line, Made, Order, SPARE};
 use crate::error::SandboxError;
 use crate::files::{Files, mark_used, unused};
-use crate::hand::{contained_command_line, relay_command_line};
+use crate::hand::relay_command_line;
 use crate::provider::{Habits, Provider, check_reaches_nothing, check_runs};
 use crate::remove::remove_tree;
 use crate::seam::{
@@ -43,10 +40,6 @@ use crate::seam::{
 
 /// Where the hand dials in a machine.
 const LINE: &str = "/run/vaquero";
-/// Where a kit is uploaded to.
-const UPLOAD: &str = "/tmp/.hand.tar.gz";
-/// In a kit: all of it.
-const PACKED: &str = "packed.tar.gz";
 /// How long a hand may take to dial.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -159,87 +152,6 @@ impl<M: Machines> Remote<M> {
     async fn machine(&self, record: &Record) -> Result<Option<Machine>, SandboxError> {
         let Some(id) = &record.machine else { return Ok(None) };
         self.machines.find(self.records.owner(), id).await
-    }
-
-    /// Makes a machine ready for a hand, and starts it.
-    async fn equip(&self, id: &str, order: &Order<'_>) -> Result<(), SandboxError> {
-        let name = self.kit.dir().file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let mark = format!("{}/{name}", Kit::PLACE);
-        let empty = order.layer.as_ref().is_some_and(|layer| !layer.building && !layer.workspace);
-        let empties = if empty { "find /workspace -mindepth 1 -delete\n" } else { "" };
-        let said = self
-            .script(
-                id,
-                &format!(
-                    "mkdir -p {LINE} /workspace /root /mnt/session/uploads /mnt/session/outputs /var/tmp\n\
-                     chmod 700 {LINE}\n{empties}[ -e {mark} ] || echo missing"
-                ),
-            )
-            .await?;
-        if said.contains("missing") {
-            self.machines.write(id, UPLOAD, self.packed().await?).await?;
-            let place = Kit::PLACE;
-            self.script(
-                id,
-                &format!(
-                    "rm -rf {place}\nmkdir -p {place}\ntar -xzf {UPLOAD} -C {place}\nrm {UPLOAD}\ntouch {mark}"
-                ),
-            )
-            .await?;
-        }
-        if let Some(trust) = &order.trust {
-            let (dir, trust) = (self.dir.clone(), trust.clone());
-            let files = tokio::task::spawn_blocking(move || {
-                let dir = scratch(&dir)?;
-                let files = trust_files(&dir, &trust).and_then(|files| {
-                    let read = |(path, place)| Ok((Bytes::from(std::fs::read(path)?), place));
-                    files.into_iter().map(read).collect::<io::Result<Vec<_>>>()
-                });
-                remove_tree(&dir)?;
-                files
-            });
-            let files = files.await.map_err(io::Error::other).and_then(|files| files);
-            let files = files.map_err(|e| SandboxError::io("cannot write certificates", e))?;
-            self.script(id, "mkdir -p /etc/ssl/certs/java").await?;
-            for (bytes, place) in files {
-                self.machines.write(id, &place, bytes).await?;
-            }
-        }
-        let mut words: Vec<String> = vec!["/bin/sh".to_owned(), "-c".to_owned()];
-        // It must outlive the program that starts it. Its number is where no other program may write, if the kernel has Landlock.
-        words.push(format!(
-            "env -i PATH=\"$PATH\" \"$@\" </dev/null >/dev/null 2>&1 & echo $! >{LINE}/{HAND_PROCESS}; echo started"
-        ));
-        words.push("sh".to_owned());
-        words.extend(variables(order).iter().map(|(name, value)| format!("{name}={value}")));
-        words.extend(self.kit.start().iter().cloned());
-        let dial = Path::new(LINE).join(crate::container::SOCKET);
-        words.extend(contained_command_line(order, &dial, WayOut::Forwarded, self.linger));
-        let said = self.machines.run(id, &words).await?;
-        if said.trim() == "started" {
-            return Ok(());
-        }
-        Err(broken("start the hand", &said))
-    }
-
-    /// Runs a script to its end; what it says.
-    async fn script(&self, id: &str, script: &str) -> Result<String, SandboxError> {
-        let script = format!("exec 2>&1\nset -e\n{script}\necho :done");
-        let said = self.machines.run(id, &["/bin/sh".to_owned(), "-c".to_owned(), script]).await?;
-        match said.trim_end().strip_suffix(":done") {
-            Some(said) => Ok(said.to_owned()),
-            None => Err(broken("make a machine ready", &said)),
-        }
-    }
-
-    /// The kit as an archive, made once for every server with this hand.
-    async fn packed(&self) -> Result<Bytes, SandboxError> {
-        let kit = self.kit.dir().to_owned();
-        let packed = self.packed.get_or_try_init(|| async move {
-            let packed = tokio::task::spawn_blocking(move || packed(&kit)).await;
-            packed.map_err(io::Error::other).and_then(|packed| packed)
-        });
-        packed.await.cloned().map_err(|e| SandboxError::io("cannot pack the hand", e))
     }
 
     /// Has a machine for a sandbox that has none that runs: the one that was stopped, or a new one.
@@ -364,37 +276,6 @@ impl<M: Machines> Remote<M> {
         let all = self.records.all().into_iter();
         all.filter(|(key, _)| key.session == session).collect()
     }
-}
-
-fn broken(what: &str, said: &str) -> SandboxError {
-    let said = said.trim();
-    SandboxError::unavailable(
-        format!("cannot {what}: {said:.400}"),
-        "the image needs /bin/sh, /bin/bash, tar and gzip, and root to run commands",
-    )
-}
-
-fn scratch(dir: &Path) -> io::Result<PathBuf> {
-    let dir = dir.join(format!("trust.{}", crate::launcher::now().as_nanos()));
-    std::fs::create_dir(&dir)?;
-    Ok(dir)
-}
-
-fn packed(kit: &Path) -> io::Result<Bytes> {
-    let file = kit.join(PACKED);
-    if let Ok(packed) = std::fs::read(&file) {
-        return Ok(packed.into());
-    }
-    let mut archive = tar::Builder::new(GzEncoder::new(Vec::new(), Compression::fast()));
-    for entry in std::fs::read_dir(kit)? {
-        let entry = entry?;
-        archive.append_file(entry.file_name(), &mut File::open(entry.path())?)?;
-    }
-    let packed = archive.into_inner()?.finish()?;
-    let making = kit.with_extension("packing");
-    std::fs::write(&making, &packed)?;
-    std::fs::rename(making, file)?;
-    Ok(packed.into())
 }
 
 #[async_trait]
